@@ -29,8 +29,9 @@ INTRO = """# Configuration
 On the command line a field is `section.field=value`, such as `sample.subgroups=20`; in a recipe's YAML,
 sections are mappings. Precedence: command line, recipe, environment (`IMS3_STORAGE`,
 `IMS3_WORKERS__ACTORS`; for pretrain `IMS3_PRETRAIN_…`), the defaults below. `ims3 distill --dry-run` prints
-all values of a run. Every field except `workers.*`, `storage` and `data.root` enters the fingerprints of
-artefacts. `runs`, `init`, `push` and `doctor` take only `storage`; `convert` takes no field.
+all values of a run. A stage's fingerprint covers the fields on which its result depends; a run's key, all
+fields except `workers.*`, `storage` and `data.root`. `runs`, `init`, `push` and `doctor` take only `storage`;
+`convert` takes no field.
 """
 
 Schema = Mapping[str, Any]  # JSON schema by pydantic

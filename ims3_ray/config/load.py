@@ -98,8 +98,7 @@ def read_yaml(text: str, refuse: Refuse) -> Any:
 
 
 def recipe_names() -> list[str]:
-    names = (path.name for path in RECIPES.iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    return sorted(p.name.removesuffix(".yaml") for p in RECIPES.iterdir() if p.name.endswith(".yaml"))
 
 
 def recipe_text(recipe: str) -> tuple[str, str]:
@@ -110,7 +109,8 @@ def recipe_text(recipe: str) -> tuple[str, str]:
     if path.suffix == ".yaml" and "://" in recipe:
         from ims3_ray.storage.directory import open_directory  # slow to import
 
-        return path.stem, open_directory(recipe.rpartition("/")[0]).read(path.name).decode()
+        if (folder := open_directory(recipe.rpartition("/")[0])).exists(path.name):
+            return path.stem, folder.read(path.name).decode()
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return path.stem, read_text(path, partial(_bad_recipe, recipe))
     raise InputError(
@@ -123,10 +123,7 @@ def _bad_recipe(recipe: str, reason: str) -> InputError:
 
 
 def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> Config:
-    """Returns the configuration of `recipe` (name or path) with `overrides`.
-
-    Raises InputError, which names every wrong field.
-    """
+    """Returns `recipe` (name, path or URI) with `overrides`. Raises InputError, which names wrong fields."""
     return load_settings(Config, overrides or {}, _recipe_values(recipe))
 
 

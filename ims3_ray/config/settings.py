@@ -21,7 +21,7 @@ LOCATIONS = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGH
 
 
 class Workers(Section):
-    """Parallelism; results do not depend on it. null: sized to the machine or cluster."""
+    """Parallelism. null: sized to the machine or cluster. Results depend only on `device`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the stages. auto: a GPU if there is one."""

@@ -22,7 +22,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 
 from .mlflow_db import DATABASE, make_database, tracking_uri, warn_of_network_disk
-from .tags import PARENT, RUN, provenance_tags
+from .tags import PARENT, RUN, param_text, provenance_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "ims3_ray"
 RECIPE_FILE = "recipe.yaml"
 ARTIFACTS = "mlartifacts"  # files of the storage's own database
-MAX_PARAM = 500  # characters; every MLflow store accepts this many
 RETRY_S = 20.0  # between attempts while a server is unreachable; each may take its time-out
 FINAL_WAIT_S, FINAL_RETRY_S = 60.0, 5.0  # at the end of a run: in total, and between attempts
 DEFAULTS = {  # environment variables of MLflow
@@ -114,7 +113,7 @@ class Tracker:
             with exclusive(self._storage / ARTIFACTS):  # two drivers could each create half a database
                 self._client = client(self._storage)
                 experiment = experiment_id(self._client, self._storage)
-            texts = {field: str(value)[:MAX_PARAM] for field, value in flatten(params).items()}
+            texts = {field: param_text(value) for field, value in flatten(params).items()}
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
                 self.run_id, self.is_finished = old[0].info.run_id, old[0].info.status == "FINISHED"
                 self._is_old = True

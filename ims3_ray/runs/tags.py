@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ims3_ray.display import redact
+from ims3_ray.storage.artifacts import fingerprint
 
 if TYPE_CHECKING:
     from ims3_ray.stages.context import Context
@@ -28,7 +29,7 @@ OBJECTIVES = {"accuracy": "accuracy"} | {  # objective → metric of a run
 ENVIRONMENT = ("version.", "hardware.")  # prefixes of tags
 COMMAND, SUBMISSION = "command", "ray.submission_id"
 RAY_JOB, SUBMISSION_ID = "RAY_JOB_CONFIG_JSON_ENV_VAR", "job_submission_id"  # set by `ray job submit`
-MAX_TAG = 5000  # characters; every MLflow store accepts this many
+MAX_TAG, MAX_PARAM = 5000, 500  # characters; every MLflow store accepts this many
 
 
 def run_tags(context: "Context") -> dict[str, str]:
@@ -54,6 +55,11 @@ def prefix_metrics(stage: str, metrics: Mapping[str, float]) -> dict[str, float]
     """Prefix metrics by their stage (`encode/seconds`), except the results of the evaluation."""
     is_result = stage == "evaluate" and "accuracy" in metrics
     return dict(metrics) if is_result else {f"{stage}/{name}": value for name, value in metrics.items()}
+
+
+def param_text(value: object) -> str:
+    """The value as MLflow keeps it: a long one cut, with a fingerprint of the whole."""
+    return text if len(text := str(value)) <= MAX_PARAM else f"{text[: MAX_PARAM - 15]}… #{fingerprint(text)}"
 
 
 @functools.cache  # a sweep asks for each trial

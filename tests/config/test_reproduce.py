@@ -19,7 +19,7 @@ def reproduced(results, *storage):
 def parsed(command):
     """The configuration that the command has in a shell."""
     python, job, option, recipe, *words = shlex.split(command)
-    assert (python, job, option) == ("python", "jobs/distill.py", "--recipe")
+    assert (python, job, option) == ("ims3", "distill", "--recipe")
     return load_config(recipe, parse_overrides(words))
 
 

@@ -40,7 +40,7 @@ def steps(*environments, here=0):
     manifests = [{"environment": asdict(each)} if each else {"device": "cpu"} for each in environments]
     manifests += [None] * here
     return [
-        Step(stage, open_directory("/x"), {}, manifest, {})
+        Step(stage, open_directory("/x"), {}, manifest and {**manifest, "stage": stage.name}, {})
         for stage, manifest in zip(STAGES, manifests, strict=False)
     ]
 

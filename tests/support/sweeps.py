@@ -46,9 +46,7 @@ def document(*trials, **changes):
         "pools": [pool],
         "saved_seconds": 900.0,
         "best": best,
-        "commands": {
-            ipc: f"python jobs/distill.py --recipe /s/best-ipc{ipc}.yaml storage=/s" for ipc in best
-        },
+        "commands": {ipc: f"ims3 distill --recipe /s/best-ipc{ipc}.yaml storage=/s" for ipc in best},
         "pareto": [],
         "comparison": None,
     } | changes

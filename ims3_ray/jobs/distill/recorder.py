@@ -111,7 +111,8 @@ class Recorder:
             versions=versions(),
             hardware=hardware(self._context.machine),
             tags=self._tags,
-            seed=config.seed,
+            device=self._context.machine.device,
+            steps=[[step.stage.name, step.artifact] for step in self._steps],
             stages=self.stages,
         )
 

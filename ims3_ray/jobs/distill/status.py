@@ -10,6 +10,7 @@ from ims3_ray.storage.artifacts import (
     DamagedError,
     Directory,
     check_format,
+    fingerprint,
     open_directory,
     read_manifest,
     summary_of,
@@ -34,7 +35,7 @@ def read_status(config: Config) -> Status:
     """Return the states of the run and its stages, and its last event. Raises InputError for damage."""
     storage = open_directory(config.storage)
     cached = plan_cache.find(storage, config) if check_format(storage) else None
-    run, steps = (cached["run"], cached["steps"]) if cached else _plan(config)
+    run, steps = (cached["run"], cached["steps"]) if cached else _plan(config, storage)
     folder, place = storage / "runs" / run, f"runs/{run}/run.json"
     heartbeat, events = read_heartbeat(folder), read_events(folder)
     state = records.read_one(storage, place).state if storage.exists(place) else "not started"
@@ -50,14 +51,25 @@ def read_status(config: Config) -> Status:
     }
 
 
-def _plan(config: Config) -> tuple[str, list[tuple[str, str]]]:
-    """Return the run's name, and the artefact of each stage."""
+def _plan(config: Config, storage: Directory) -> tuple[str, list[tuple[str, str]]]:
+    """Return the run's name, and the artefact of each stage.
+
+    If this machine's run has not started, takes a run of the same configuration on another kind of device: a
+    cluster may have GPUs that the machine which asks has not.
+    """
     from ims3_ray.cluster.resources import find_machine  # takes seconds
     from ims3_ray.pipeline.prepare import prepare
     from ims3_ray.pipeline.steps import plan
 
-    steps = plan(prepare(config, find_machine(config.workers, wait=False)))
-    return f"{config.recipe}-{steps[-1].fingerprint}", [(step.stage.name, step.artifact) for step in steps]
+    machine, key = find_machine(config.workers, wait=False), fingerprint(config.identity())
+    steps = plan(prepare(config, machine))
+    name = f"{config.recipe}-{steps[-1].fingerprint}"
+    found = (storage / "runs").folders()
+    for run in found if name not in found else []:
+        record = storage.read_json(place) if storage.exists(place := f"runs/{run}/run.json") else {}
+        if record.get("config_fingerprint") == key and record.get("device", machine.device) != machine.device:
+            return run, [(stage, artifact) for stage, artifact in record["steps"]]
+    return name, [(step.stage.name, step.artifact) for step in steps]
 
 
 def describe_stage(storage: Directory, name: str, artifact: str) -> dict[str, Any]:

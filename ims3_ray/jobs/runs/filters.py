@@ -33,7 +33,9 @@ def read_condition(text: str) -> str:
         if name in fields:  # as MLflow has it: null is None, true is True
             with contextlib.suppress(InputError):
                 given = read_yaml(value, InputError)
-                value = str(flatten(load_config("digits", {name: given}).results()).get(name, value))
+                value = tags.param_text(
+                    flatten(load_config("digits", {name: given}).results()).get(name, value)
+                )
         if name == "kind" and value not in tags.KINDS:
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(tags.KINDS)}")
         return f"{f'tags.`{TAGS[name]}`' if name in TAGS else f'params.`{name}`'} {operator} '{value}'"

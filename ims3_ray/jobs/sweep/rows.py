@@ -40,7 +40,9 @@ class Rows:
             if names.count(row.name) > 1:
                 raise InputError(f"rows: {row.name!r} stands twice; name every row differently")
             if row.name in YARDSTICKS:
-                raise InputError(f"rows: the name {row.name!r} is a yardstick's; name the row differently")
+                raise InputError(
+                    f"rows: the name {row.name!r} is that of a coverage row; name the row differently"
+                )
             if row.real is not None and row.real not in get_args(Baseline):
                 kinds = ", ".join(get_args(Baseline))
                 raise InputError(f"rows: {row.name!r}: real={row.real!r} is unknown; choose one of {kinds}")

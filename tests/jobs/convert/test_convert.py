@@ -156,7 +156,7 @@ def test_class_names_are_the_checkpoints_the_runs_or_imagenets(convert, tmp_path
     file = original_file(tmp_path / "imagenet.pt", small_dit(num_classes=1000, frequency_shift=0.0))
     out, _ = convert(file, "--vae", folder, "--heads", 4, out="imagenet")
     assert plain(out).get_label_ids(["white shark", "umbrella"]) == [2, 879]
-    assert inspect_generator(out).num_classes == 1000
+    assert inspect_generator(out).config.num_classes == 1000
 
 
 def test_more_classes_than_the_pipelines_null_label_allow_no_guidance(convert, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import urllib.request
 from pathlib import Path
@@ -12,6 +13,7 @@ from ims3_ray.cli import run_command
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar, run_name
+from ims3_ray.runs import plan_cache
 from ims3_ray.runs.event_log import LOG, EventLog, read_events
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.lease import DEAD_AFTER_S, HEARTBEAT, heartbeat, write_heartbeat
@@ -59,6 +61,21 @@ def test_a_running_run_without_a_heartbeat_is_dead(finished_run, folder):
         found = read_status(config)
     assert found["state"] == "running"
     assert found["seconds_since_alive"] < 60
+
+
+def test_a_run_on_another_kind_of_device_is_found(finished_run, folder, tmp_path, monkeypatch):
+    config, other = load_config("digits", parse_overrides(finished_run[0])), folder.with_name("digits-f00d")
+    record = json.loads((folder / "run.json").read_text()) | {"device": "cuda"}
+    monkeypatch.setattr(plan_cache, "find", lambda *_: None)
+    shutil.copytree(folder, other)
+    (other / "run.json").write_text(json.dumps(record))
+    assert read_status(config)["run"] == finished_run[1].key
+    folder.rename(tmp_path / "away")
+    try:
+        assert (read_status(config)["run"], read_status(config)["state"]) == ("f00d", "finished")
+    finally:
+        shutil.rmtree(other)
+        (tmp_path / "away").rename(folder)
 
 
 def test_states_of_a_new_and_a_failed_run(finished_run, folder, tmp_path, capsys):

@@ -21,7 +21,7 @@ from ims3_ray.data.loader import CachedPixels
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.pretrain.quality import Quality, model_card
 from ims3_ray.jobs.pretrain.rows import Views, scaling_factor
-from ims3_ray.jobs.pretrain.run import Pretraining, move_to
+from ims3_ray.jobs.pretrain.run import Pretraining, check_network, move_to
 from ims3_ray.jobs.pretrain.tasks import ExtractorTask
 from ims3_ray.models.generator import inspect_generator
 from ims3_ray.storage.artifacts import open_storage
@@ -139,6 +139,12 @@ def test_the_plan_has_the_time_of_all_steps(tiny_images, tmp_path):
 def test_too_few_images_are_refused_with_the_remedy(tmp_path, per_class, words, expected):
     with pytest.raises(InputError, match=expected):
         pretraining(write_images(tmp_path / "few", per_class, seed=0), tmp_path, *words)
+
+
+def test_an_extractor_with_batch_norm_is_refused():
+    config = load_settings(Pretrain, {"extractor": {"network": "convnet3bn"}})
+    with pytest.raises(InputError, match=r"^extractor\.network: convnet3bn"):
+        check_network(config, 2)
 
 
 def test_a_batch_beyond_the_memory_is_refused_before_training(tiny_images, tmp_path):

@@ -191,7 +191,7 @@ def test_the_mlflow_snippet_of_the_page_works_after_the_first_run(tmp_path):
 def test_the_printed_command_reproduces_the_run(ask, storage):
     python, job, _, recipe, *words = shlex.split(ask("--reproduce", "k2bb"))
     expected = ["sample.subgroups=20", f"storage={storage.uri}"]
-    assert (python, job, words) == ("python", "jobs/distill.py", expected)
+    assert (python, job, words) == ("ims3", "distill", expected)
     assert load_config(recipe, parse_overrides(words[:-1])) == load_config("digits", RUNS["k2bb"][0])
 
 

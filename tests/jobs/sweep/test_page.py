@@ -49,7 +49,7 @@ def test_a_sweep_without_a_finished_trial_has_errors_and_no_command():
     found = document(*(trial(i, state="failed", error=f"cause {i}") for i in range(3)))
     page = Page(render_sweep(found))
     assert all(f"cause {i}" in page.text for i in range(3))
-    assert "jobs/distill.py" not in page.text
+    assert "ims3 distill" not in page.text
     assert "svg" not in {tag for tag, _ in page.elements}
     assert field_panels(found, as_trials(found)) is None
     assert "There was no trial" in text_of(document() | {"trials": [], "best": {}, "pools": []})

@@ -182,6 +182,7 @@ def test_centroids_may_coincide_unless_both_are_chosen_without_epsilon(max_value
     assert np.isfinite(evaluate(np.zeros(4, int), candidates, real, Objective(0.4, 0)).total)
     at_real = [candidates[0], np.stack([real[1], -real[1]])], real[:2]  # class 1 may choose its real centroid
     assert np.isfinite(evaluate(np.zeros(2, int), *at_real, Objective(0, 0.9)).total)
+    assert np.isfinite(branch_and_bound(*at_real, Objective(0, 0.9)).objective)
     assert np.isfinite(select_centroids(candidates, real, Objective(0.4, 0.9, epsilon=1e-3)).objective)
 
 
