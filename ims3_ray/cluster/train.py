@@ -1,12 +1,10 @@
 """Run a `models.training.Trainer` on Ray Train: workers, checkpoints, and recovery from lost nodes."""
 
 import contextlib
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import ray.exceptions
@@ -22,7 +20,7 @@ from ims3_ray.errors import InputError, error_chain
 from ims3_ray.models.device import explain_out_of_memory, prepare_device, strictly_deterministic
 from ims3_ray.models.training import Metrics, Task, Trainer, TrainerState, TrainingConfig
 from ims3_ray.progress import bar
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .metrics_actor import Message, receive_metrics, start_metrics_actor
 from .ray_patches import MAX_START_FAILURES, patched_train
@@ -184,8 +182,8 @@ def load_state(folder: str, training: Training) -> TrainerState:
 
     Raises InputError if it is damaged: torch compares no checksums.
     """
-    digest = Path(folder, DIGEST)
-    if digest.exists() and digest.read_text() != _digest(folder):
+    local = open_directory(folder)
+    if local.exists(DIGEST) and local.read(DIGEST).decode() != local.sha256(STATE):
         place = (training.checkpoints / training.name).uri
         raise InputError(f"{place}: the last checkpoint is damaged; remove this folder to train from step 0")
     return torch.load(f"{folder}/{STATE}", map_location="cpu", weights_only=True)
@@ -193,12 +191,8 @@ def load_state(folder: str, training: Training) -> TrainerState:
 
 def save_state(state: TrainerState, folder: str) -> None:
     torch.save(state, f"{folder}/{STATE}")
-    Path(folder, DIGEST).write_text(_digest(folder))
-
-
-def _digest(folder: str) -> str:
-    with open(f"{folder}/{STATE}", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    local = open_directory(folder)
+    local.write(DIGEST, local.sha256(STATE).encode())
 
 
 def _diverged(training: Training, step: int) -> InputError:

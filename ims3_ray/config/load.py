@@ -123,7 +123,7 @@ def _bad_recipe(recipe: str, reason: str) -> InputError:
 
 
 def load_config(recipe: str = "digits", overrides: Overrides | None = None) -> Config:
-    """Returns `recipe` (name, path or URI) with `overrides`. Raises InputError, which names wrong fields."""
+    """Returns the configuration of `recipe` (name, path or URI). Raises InputError for every wrong field."""
     return load_settings(Config, overrides or {}, _recipe_values(recipe))
 
 

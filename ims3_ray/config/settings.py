@@ -21,7 +21,7 @@ LOCATIONS = (("data", "train"), ("data", "validation"), ("data", "test"), *WEIGH
 
 
 class Workers(Section):
-    """Parallelism. null: sized to the machine or cluster. Results depend only on `device`."""
+    """Parallelism. null: sized to the machine or cluster. Only `device` and auto batches change results."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the stages. auto: a GPU if there is one."""

@@ -72,9 +72,10 @@ def train_with_evals(
     """Train the protocol's network on `train`, evaluating it on `scored`; a soft protocol needs a `teacher`.
 
     The mean number of images per class sets the number of epochs, so that a full set trains as full sets do.
-    Raises InputError if labels are outside the classes, a scored class has no training image, or the network
-    is too deep for the protocol's image size.
+    Raises InputError if images differ from the protocol's size, labels are outside the classes, a scored
+    class has no training image, or the network is too deep for the protocol's image size.
     """
+    _check_sizes(train[0], scored[0], protocol)
     _check_labels(train[1], scored[1], num_classes)
     device = torch.device(device)
     if device.type == "cpu":
@@ -154,6 +155,16 @@ def _optimiser(model: torch.nn.Module, protocol: Protocol, budget: Budget) -> to
         nesterov=protocol.nesterov,
         weight_decay=budget.weight_decay,
     )
+
+
+def _check_sizes(train_images: Tensor, test_images: Tensor, protocol: Protocol) -> None:
+    for name, images in (("train_images", train_images), ("test_images", test_images)):
+        height, width = images.shape[2:]
+        if (height, width) != (protocol.image_size, protocol.image_size):
+            raise InputError(
+                f"{name}: are {width}×{height} pixels, {protocol.label} needs {protocol.image_size}; "
+                "scale them by ims3_ray.data.transforms.resize_and_crop"
+            )
 
 
 def _check_labels(train_labels: Tensor, test_labels: Tensor, num_classes: int) -> None:

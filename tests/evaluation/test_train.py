@@ -194,6 +194,7 @@ def test_impossible_sets_are_refused():
         ("test_labels: .*0 to 2 .*0 to 1", {"test": (images, labels * 2)}),
         ("train_labels: .*no images", {"train_set": (images[:0], labels[:0])}),
         ("convnet6 .*64 px, not 8", {"network": "convnet6"}),
+        ("train_images: .*8×6 .*quick-v2/.* 8", {"train_set": (images[:, :, 1:7], labels)}),
     ):
         with pytest.raises(InputError, match=told):
             _score(**options)

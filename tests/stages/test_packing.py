@@ -59,7 +59,7 @@ def test_stored_images_hold_the_refined_tiles_and_say_how_to_unpack_them(packed,
     assert distilled.read_json("distilled.json")["packing_factor"] == 2
     card = distilled.read("README.md").decode()
     assert "\npacking_factor: 2\n---\n" in card
-    assert "of untrained networks match" in " ".join(card.split())
+    assert "embedding before the last layer of untrained networks match" in " ".join(card.split())
     assert "probes" not in packed
 
 

@@ -54,8 +54,7 @@ def read_status(config: Config) -> Status:
 def _plan(config: Config, storage: Directory) -> tuple[str, list[tuple[str, str]]]:
     """Return the run's name, and the artefact of each stage.
 
-    If this machine's run has not started, takes a run of the same configuration on another kind of device: a
-    cluster may have GPUs that the machine which asks has not.
+    If it has not started, takes the same configuration's run on another device: GPUs may be elsewhere.
     """
     from ims3_ray.cluster.resources import find_machine  # takes seconds
     from ims3_ray.pipeline.prepare import prepare

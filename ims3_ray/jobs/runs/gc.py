@@ -17,13 +17,14 @@ from ims3_ray.storage.artifacts import FINGERPRINT, MANIFEST, Directory
 from ims3_ray.storage.lease import store_time
 
 NOUNS = tuple(stage.output for stage in STAGES)
+PRETRAINED = tuple(f"pretrain/{name}" for name in ("vae", "latents", "transformer", "extractor", "judge"))
 HEX = FINGERPRINT.pattern
 CHECKPOINTS = re.compile(rf"checkpoints/finetune-({HEX})")
 ARTIFACT = re.compile(rf"({'|'.join(NOUNS)})/{HEX}")
 CACHES = re.compile(
     rf"index/{HEX}\.json|digits/(train|validation|test)(\.complete)?|unpacked/{HEX}(\.complete)?|embedded/{HEX}"
     rf"|(index|digits|unpacked)/\.[^/]+\.tmp"
-    rf"|pretrain/(vae|transformer|extractor|judge|latents)|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
+    rf"|{'|'.join(PRETRAINED)}|checkpoints/pretrain-(vae|transformer|extractor|judge)-{HEX}"
 )
 # records, MLflow's files, the format's version
 KEPT = re.compile(r"(runs|sweeps|mlartifacts)/.+|format\.json|writable|mlflow\.db.*")

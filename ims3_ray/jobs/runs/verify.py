@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.progress import BAR_DELAY_S, bar
 from ims3_ray.stages import embed
 from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.integrity import reopen, verify
 
-PRETRAINED = tuple(f"pretrain/{name}" for name in ("vae", "latents", "transformer", "extractor", "judge"))
-NOUNS = (*(stage.output for stage in STAGES), embed.NOUN, *PRETRAINED)
+from .gc import NOUNS, PRETRAINED
+
+PLACES = (*NOUNS, embed.NOUN, *PRETRAINED)
 STATE = ("index", "runs", "sweeps")  # folders with JSON files
 CACHE = "index/"
 
@@ -39,7 +39,7 @@ def verify_storage(storage: Directory, *, removes: bool) -> tuple[dict[str, obje
 
     The document's `problem` is a line with the remedy, or None without damage.
     """
-    places = [f"{noun}/{name}" for noun in NOUNS for name in (storage / noun).folders()]
+    places = [f"{noun}/{name}" for noun in PLACES for name in (storage / noun).folders()]
     damage, without_checksum = list(_damaged_state_files(storage)), 0
     with bar("verify", len(places), "artefacts", delay=BAR_DELAY_S) as progress:
         for place in places:

@@ -34,6 +34,7 @@ from ims3_ray.storage.checksums import BLANK, embed_checksum
 from ims3_ray.storage.disk_cache import remove_unused
 from ims3_ray.storage.integrity import intact_parts
 
+SCORES = "scores"
 Sets = Mapping[tuple[str, int], ImageSet]  # {(name of a set, classifier seed): training images}
 Training = tuple[str, str, int]  # protocol's label, name of a set, classifier seed
 OnEval = Callable[[str, str, int, int, float], None]  # (*training, step, accuracy)
@@ -57,9 +58,8 @@ def train_all(
     """Train a classifier for every set, seed and protocol, and score it on `tests`.
 
     The longest trainings start first; those of one set follow each other. An exception from `on_eval` ends
-    all trainings. With `out`, each score is kept there in a file, and intact ones are not computed again.
-    Raises InputError, before any training, if a set lacks a scored class or a network is too deep for its
-    protocol's images.
+    all. `out` keeps each score in a file; intact ones are not computed again. Raises InputError, before any
+    training, if a set lacks a scored class or a network is too deep for its protocol's images.
     """
     classes = tests.classes
     check_networks(protocols, len(classes))
@@ -67,10 +67,11 @@ def train_all(
     distinct = {id(of_set): of_set for of_set in (tests, *sets.values())}
     stored = {key: ray.put(of_set) for key, of_set in distinct.items()}
     done = _kept_scores(out, [(protocol.label, *key) for key in sets for protocol in protocols])
-    _report_evals(done, on_eval)
+    if on_eval:
+        _report_evals(done, on_eval)
     jobs = [(rules, *key) for key in sets for rules in protocols if (rules.label, *key) not in done]
     jobs.sort(key=lambda job: -images_seen(job[0], sets[job[1:]].num_trained, len(classes)))
-    resources = machine.classifier_resources(max(1, len(jobs)))
+    resources = machine.classifier_resources(len(jobs) or 1)
     arguments = [
         (stored[id(sets[name, seed])], stored[id(tests)], protocol, seed, machine.device, teacher)
         for protocol, name, seed in jobs
@@ -97,16 +98,15 @@ def train_all(
     return scores
 
 
-def _report_evals(scores: Mapping[Training, Score], on_eval: OnEval | None) -> None:
-    for training, score in scores.items() if on_eval else ():
+def _report_evals(scores: Mapping[Training, Score], on_eval: OnEval) -> None:
+    for training, score in scores.items():
         for step, accuracy in score.history:
-            assert on_eval
             on_eval(*training, step, accuracy)
 
 
 def _score_file(training: Training) -> str:
     label, name, seed = training
-    return f"scores/{label}/{name}-{seed}.json"
+    return f"{SCORES}/{label}/{name}-{seed}.json"
 
 
 def _keep_score(out: Directory, training: Training, score: Score) -> None:

@@ -33,7 +33,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import Index, read_index
 
 from .baselines import SEEDED
-from .classifiers import classifier_seeds, images_seen, train_all
+from .classifiers import SCORES, classifier_seeds, images_seen, train_all
 from .compare import FULL_SEEDS, Real, choose_baselines, cover, describe, training_sets
 from .stored_size import stored_sizes
 from .teacher import is_soft, teacher_of
@@ -66,7 +66,7 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     )
     teacher = teacher_of(settings, train, inputs.get("teacher"), context.machine)
     scored = context.images[protocols[0].split]
-    kept = sum(name.startswith("scores/") for name in out.files())
+    kept = sum(name.startswith(f"{SCORES}/") for name in out.files())
     source = teacher and teacher.source
     scores = train_all(sets, scored, protocols, context.machine, curve, source, out)
     document = describe(scores, own, protocols, teacher)

@@ -25,7 +25,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.rows import FILE, file_places, stored_keys
 
 FEATURE = "feature"
-FORMAT = pads.ParquetFileFormat(  # our own files carry checksums of their pages
+FORMAT = pads.ParquetFileFormat(  # our own files have page checksums
     default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
 MAX_OPEN_FILES = 256  # per data set, which keeps the footers of all of its files
