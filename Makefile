@@ -15,5 +15,5 @@ test:  ## what `pytest` runs by default; `-m slow`, `-m gpu` and `-m chaos` are 
 	$(BIN)/pytest
 
 docs:  ## the page of fields, made anew; that commands, fields, files and links in the pages are true
-	$(BIN)/python -m ims3_ray.config.field_docs > docs/configuration.md
+	$(BIN)/python docs/make_configuration.py > docs/configuration.md
 	$(BIN)/pytest tests/docs

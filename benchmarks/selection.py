@@ -30,9 +30,9 @@ from ims3_ray.method.s3.descent import walk
 from ims3_ray.method.s3.distributed_descent import select_centroids, solve
 from ims3_ray.method.s3.objective import Objective, evaluate
 from ims3_ray.method.s3.shard import Shard
-from ims3_ray.stages.select.candidates import open_candidates
+from ims3_ray.stages.select.candidates import SelectionInput, open_candidates
 from ims3_ray.stages.select.run_selection import run_tasks
-from ims3_ray.stages.select.shard_actors import ActorShards, SelectionInput, ShardPool
+from ims3_ray.stages.select.shard_actors import ActorShards, ShardPool
 from ims3_ray.storage.artifacts import Directory, open_directory
 
 from .problems import Problem

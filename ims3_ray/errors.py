@@ -18,6 +18,10 @@ class InputError(ValueError):
         super().__init__(one_line(redact(message)))
 
 
+class OutageError(InputError):
+    """The storage answers no request. This says nothing about its files: they are not damaged."""
+
+
 def is_termination(error: SystemExit) -> bool:
     """Whether SIGTERM raised it. Ray keeps the code only in a message if the signal comes in `ray.get`."""
     message = str(getattr(error, "ray_terminate_msg", ""))

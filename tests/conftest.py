@@ -42,6 +42,46 @@ def empty_database():
         yield
 
 
+@pytest.fixture
+def output(capsys):
+    """output(*words): standard output of the command, which ends with exit code 0."""
+    from ims3_ray.cli import main
+
+    def output(*words, main=main):
+        capsys.readouterr()
+        code, (out, err) = main([*map(str, words)]), capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return output
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(*words): the error line of the command, which ends with exit code 2; it prints no other word,
+    or does so on standard output if `prints`.
+    """
+    from ims3_ray.cli import main
+
+    def refused(*words, main=main, prints=False):
+        capsys.readouterr()
+        code, (out, err) = main([*map(str, words)]), capsys.readouterr()
+        assert (code, err[:7], err.count("\n"), out > "") == (2, "error: ", 1, prints), (words, out, err)
+        return err
+
+    return refused
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on loopback, which this process knows, with a token that it takes."""
+    from loopback_hub import Hub
+
+    monkeypatch.setenv("HF_TOKEN", Hub.TOKEN)
+    with Hub().known(monkeypatch, tmp_path / "cache") as served:
+        yield served
+
+
 @pytest.fixture(scope="session")
 def bucket_server():
     """An S3 server on loopback. The cluster's workers have its variables."""
@@ -153,12 +193,16 @@ def tiny_overrides(tiny_model, tiny_images, tmp_path):
 @pytest.fixture(scope="session")
 def finished_run(ray_cluster, tiny_model, tiny_images, tmp_path_factory):
     """Overrides and result of an undisturbed tiny run: one actor per pool, one Train worker, two shards."""
-    from ims3_ray.config.load import load_config, parse_overrides
-    from ims3_ray.jobs.distill.run import run
+    from planned import run
 
     words = tiny_words(tiny_model, tiny_images, tmp_path_factory.mktemp("finished") / "runs")
-    one = "workers={actors: 1, shards: 2, train_workers: 1}"
-    return words, run(load_config("digits", parse_overrides([*words, one])), lambda line: None)
+    return words, run(words, "workers={actors: 1, shards: 2, train_workers: 1}")
+
+
+@pytest.fixture(scope="session")
+def words(finished_run):
+    """Overrides of the undisturbed tiny run, whose artefacts are there."""
+    return finished_run[0]
 
 
 @pytest.fixture(scope="session")

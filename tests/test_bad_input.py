@@ -9,8 +9,6 @@ import ray
 from flat import png
 from tiny import write_images
 
-from ims3_ray.cli import main
-
 DEEP = "[" * 3000
 OWN = ["data.class_map=new", "evaluate.protocol=none", "refine.steps=0", "ipc=1"]
 FEATURES = {"class": ["a", "b"] * 2, "feature": [[1.0, 2.0], [2.0, 3.0], [3.0, 1.0], [2.0, 2.0]]}
@@ -18,7 +16,7 @@ ROWS = "baseline: a\nrows: [{name: a, overrides: {%s}}]"
 
 
 @pytest.fixture
-def rejected(tmp_path, capsys, monkeypatch):
+def rejected(tmp_path, refused, monkeypatch):
     """rejected(pattern, command, *words): asserts one error line with the pattern, and no cluster."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a cluster was started"))
@@ -26,12 +24,9 @@ def rejected(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def check(pattern, *words):
-        capsys.readouterr()
-        code = main([*map(str, words)])
-        out, err = capsys.readouterr()
-        assert (code, out) == (2, ""), err
-        assert re.fullmatch(f"error: .*{pattern}.*\n", err), err
-        assert len(err) < 3000
+        line = refused(*words)
+        assert re.fullmatch(f"error: .*{pattern}.*\n", line), line
+        assert len(line) < 3000
 
     return check
 

@@ -53,9 +53,8 @@ complete ims3 distill --recipe imagewoof-p
 """
 
 
-def test_bash_completes_commands_options_fields_and_recipes(tmp_path, capsys):
-    assert main(["--print-completion", "bash"]) == 0
-    (tmp_path / "ims3.bash").write_text(capsys.readouterr().out)
+def test_bash_completes_commands_options_fields_and_recipes(tmp_path, output):
+    (tmp_path / "ims3.bash").write_text(output("--print-completion", "bash"))
     printed = subprocess.run(["bash", "-c", COMPLETE, tmp_path / "ims3.bash"], capture_output=True, text=True)
     assert printed.stdout.split() == ["distill", "--dry-run", "sample.subgroups=", "imagewoof-published"]
 

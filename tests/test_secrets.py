@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from planned import config_of
+from processes import ROOT
 
 from ims3_ray import cli
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.load import load_config
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import open_images, open_labelled
 from ims3_ray.display import SECRET_VARIABLES, redact, redact_uris
@@ -24,7 +26,6 @@ from ims3_ray.storage.artifacts import open_directory, open_storage
 
 SECRET = "hunter2/Zx+9q"
 USERS = (f"AKIAKEY:{SECRET}", "AKIAKEY:hunter2%2FZx", "AKIAKEY", ":hunter2", "user@mail:hunter2")
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -105,8 +106,7 @@ def test_an_error_of_the_tracking_server_is_printed_without_its_password(tmp_pat
 
 
 def test_no_record_of_a_run_has_a_secret(secrets, tiny_overrides, tmp_path):
-    config = load_config("digits", parse_overrides(tiny_overrides))
-    context = prepare(config, Machine("cpu", 1, 0, 4e9, Workers(actors=1, shards=1)))
+    context = prepare(config_of(tiny_overrides), Machine("cpu", 1, 0, 4e9, Workers(actors=1, shards=1)))
     recorder = Recorder(context, plan(context), pytest.fail)
     with pytest.raises(RuntimeError), recorder.recording():
         raise RuntimeError(f"https://me:{SECRET}@host")

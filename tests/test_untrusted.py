@@ -14,15 +14,15 @@ import pytest
 import timm
 import torch
 import yaml
-from flat import opened, png
+from flat import labelled, opened, png
+from stored import write_set
 from tiny import tree, write_images
 from tiny_generator import small_dit, small_vae
 
 import ims3_ray
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.data.classes import class_map
-from ims3_ray.data.distilled import PARQUET, DistilledImage, Method, card, to_table, write_parquet, write_pngs
-from ims3_ray.data.images import open_labelled
+from ims3_ray.data.distilled import PARQUET, DistilledImage, Method, card
 from ims3_ray.display import markdown_code, markdown_text
 from ims3_ray.errors import InputError
 from ims3_ray.method.seeding import generator
@@ -34,14 +34,7 @@ from ims3_ray.models.files import find_weights, read_tensors
 from ims3_ray.models.finetuned import check_adapter, inspect_adapter
 from ims3_ray.models.vae import read_vae
 from ims3_ray.stages.select.candidates import REAL_KEYS, open_features
-from ims3_ray.storage.artifacts import (
-    MANIFEST,
-    PREVIOUS,
-    DamagedError,
-    complete,
-    open_directory,
-    open_storage,
-)
+from ims3_ray.storage.artifacts import MANIFEST, PREVIOUS, DamagedError, complete, open_directory
 from ims3_ray.storage.integrity import reopen
 
 KNOWN = ("blue", "green", "red")
@@ -65,11 +58,6 @@ def bomb(tmp_path):
     Bomb.ran.unlink()
     yield Bomb()
     assert not Bomb.ran.exists()
-
-
-def labelled(location, tmp_path):
-    options = {"name": "--set", "seed": 0, "max_bad_fraction": 0.0, "scored_classes": KNOWN}
-    return open_labelled(str(location), open_storage(str(tmp_path / "storage")), **options)
 
 
 def test_reading_weights_executes_nothing(tmp_path, bomb):
@@ -119,7 +107,7 @@ def test_reading_parquet_and_arrays_executes_nothing(tmp_path, bomb):
     schema = pa.schema([pa.field(name, column.type, metadata=marks) for name, column in columns.items()])
     pq.write_table(pa.table(columns, schema=schema), tmp_path / "a.parquet")
     assert open_features(str(tmp_path / "a.parquet"), "--real", REAL_KEYS).index()[0] == list(KNOWN)
-    assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
+    assert len(labelled(tmp_path / "a.parquet", tmp_path, KNOWN)) == 3
     folder = write_images(tmp_path / "set", 2, seed=0)
     np.save(folder / "red" / "a.npy", np.array([bomb], dtype=object), allow_pickle=True)
     np.savez(folder / "red" / "b.npz", x=np.array([bomb], dtype=object))
@@ -160,10 +148,7 @@ def test_the_package_never_unpickles_or_evaluates():
 
 def distilled_set(folder):
     images = [DistilledImage(label, 0, 0, 0, 1, png(40 * label)) for label in range(3)]
-    out = open_directory(str(folder))
-    entries = write_pngs(out, images, KNOWN, 1)
-    write_parquet(out, lambda: [to_table(images, KNOWN, 1)])
-    complete(out, {"images": entries})
+    write_set(open_directory(str(folder)), images, KNOWN, 1)
     return folder
 
 
@@ -178,20 +163,20 @@ def test_paths_in_a_manifest_or_parquet_stay_in_their_folder(tmp_path):
     (folder / MANIFEST).write_text(json.dumps(manifest))
     before = tree(tmp_path)
     with pytest.raises(DamagedError) as error:
-        labelled(folder, tmp_path)
+        labelled(folder, tmp_path, KNOWN)
     reopen(open_directory(str(folder)), error.value.files)
     assert {name for name in before if name not in tree(tmp_path)} == {f"theirs/{MANIFEST}"}
     (folder / PREVIOUS).unlink()
     (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
     before = tree(tmp_path)
-    images = labelled(folder, tmp_path)
+    images = labelled(folder, tmp_path, KNOWN)
     assert images.paths == ("blue/0.png", "green/0.png", "red/0.png")
     cells = [{"bytes": png(v), "path": "../../outside/made.png"} for v in (1, 2, 3)]
     for label in ("green", "../outside", "/tmp/x"):
         expected = contextlib.nullcontext() if label in KNOWN else pytest.raises(InputError)
         pq.write_table(pa.table({"image": cells, "label": ["red", "blue", label]}), tmp_path / "a.parquet")
         with expected:
-            assert len(labelled(tmp_path / "a.parquet", tmp_path)) == 3
+            assert len(labelled(tmp_path / "a.parquet", tmp_path, KNOWN)) == 3
     changed = {name for name, data in tree(tmp_path).items() if before.get(name) != data}
     assert changed
     assert all(name.startswith("storage/") or name == "a.parquet" for name in changed)

@@ -6,12 +6,10 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from pathlib import Path
 
 import pytest
-from processes import environment
+from processes import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
 SCRATCH = shutil.ignore_patterns("__pycache__")
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import stat
-import uuid
+import tempfile
 from pathlib import Path
 
 from ims3_ray.errors import InputError
@@ -47,12 +47,8 @@ def _make_private(path: Path) -> None:
 
 def _create(path: Path) -> None:
     """Create the token atomically. If another driver has created it meanwhile, its token stays."""
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(TOKEN_BYTES))
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as file:  # mode 0600
+        file.write(secrets.token_hex(TOKEN_BYTES))
+        file.flush()
         with contextlib.suppress(FileExistsError):
-            os.link(new, path)
-    finally:
-        new.unlink()
+            os.link(file.name, path)

@@ -23,14 +23,7 @@ from ims3_ray.errors import InputError
 from . import fork_server
 from .auth_token import make_private_token
 from .environment import Environment, find_environment
-from .ray_patches import (
-    CPUS_PER_ACTOR,
-    LOOPBACK,
-    errors_only,
-    on_loopback,
-    restore_sigterm,
-    set_environment,
-)
+from .ray_patches import CPUS_PER_ACTOR, LOOPBACK, errors_only, on_loopback, restore_sigterm, set_environment
 
 MEMORY_PER_ACTOR = 1.2e9  # bytes: a worker process with torch and a small model
 OBJECT_STORE_SHARE, WORKERS_SHARE = 0.3, 0.6  # of a grant of memory; the driver has the rest
@@ -216,6 +209,11 @@ def find_machine(workers: Workers, *, wait: bool = True) -> Machine:
     device = ("cuda" if gpus else "cpu") if workers.device == "auto" else workers.device
     machine = Machine(device, max(1, cpus), gpus, memory, workers, cpus_apart=cpus_apart)
     return replace(machine, environments=_environments(machine)) if ray.is_initialized() and wait else machine
+
+
+def expect_gpu(workers: Workers) -> Workers:
+    """Return `workers` for a query: if `device` is cuda, a GPU is still to come where the work will run."""
+    return workers.model_copy(update={"gpus": workers.gpus or 1}) if workers.device == "cuda" else workers
 
 
 def _environments(machine: Machine) -> tuple[Environment, ...]:

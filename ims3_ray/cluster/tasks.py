@@ -17,10 +17,7 @@ Result = TypeVar("Result")
 
 
 def map_in_order(
-    function: Callable[..., Result],
-    arguments: Iterable[tuple[Any, ...]],
-    max_pending: int,
-    **resources: Any,
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], max_pending: int, **resources: Any
 ) -> Iterator[Result]:
     """Yield `function(*values)` for each of `arguments`, in order, each computed by its own task.
 

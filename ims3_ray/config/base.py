@@ -1,6 +1,7 @@
 """Base classes of the configuration: constrained numbers, frozen sections, values per device kind."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -35,6 +36,17 @@ def check_unique(names: tuple[str, ...]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise ValueError(f"{name!r} occurs twice")
     return names
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """`{"sample": {"steps": 50}}` as `{"sample.steps": 50}`."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:  # an empty one is a value
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def canonical_location(location: str | None) -> str | None:

@@ -39,6 +39,7 @@ NetworkSpec = Annotated[str, AfterValidator(_check_network)]
 """A network of this project, or timm:NAME, without pretrained weights."""
 ProtocolSpec = Annotated[str, AfterValidator(_check_protocol)]
 """A protocol's name, or none."""
+UNIQUE = AfterValidator(check_unique)
 
 
 def scored_split(protocol: str) -> Literal["test", "validation"]:
@@ -56,7 +57,7 @@ class Packing(Section):
 class Probe(Section):
     """Probes: networks trained on the real images, by which refinement measures."""
 
-    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
+    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1), UNIQUE] | None = None
     """Network architectures. null: those of the protocol."""
     width: Count | None = None
     """Channels of the first block. null: as the protocol, or as published."""
@@ -66,11 +67,6 @@ class Probe(Section):
     """Training steps at which a checkpoint of each network is kept. 0: untrained."""
     protocol: ProtocolSpec | None = None
     """Protocol that sets image size, augmentation and training. null: evaluate.protocol."""
-
-    @field_validator("networks")
-    @classmethod
-    def _check_networks(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return names and check_unique(names)
 
     @field_validator("checkpoint_steps")
     @classmethod
@@ -117,13 +113,13 @@ class Evaluate(Section):
 
     protocol: ProtocolSpec = "quick"
     """Protocol. The suffix -val scores on validation images; none: no evaluation."""
-    networks: Annotated[tuple[NetworkSpec, ...], Field(min_length=1)] | None = None
+    networks: Annotated[tuple[NetworkSpec, ...], Field(min_length=1), UNIQUE] | None = None
     """Classifiers: convnet3/3bn/4/6, resnet8/18, resnetap10, mlp or timm:NAME. null: the protocol's."""
     teacher: str | None = None
     """Teacher of soft protocols: timm:NAME, folder, hub id or package://digits. null: trained here."""
     seeds: int = Field(default=3, ge=1, le=SEEDS_PER_RUN)
     """Classifiers per set and network. Intervals need at least 2."""
-    baselines: tuple[Baseline, ...] = ("random",)
+    baselines: Annotated[tuple[Baseline, ...], UNIQUE] = ("random",)
     """Selections of real images, of the same number, scored beside the set."""
     random_subsets: Annotated[int, Field(ge=2, le=SEEDS_PER_RUN)] | None = None
     """Random subsets of real images to score, if more than seeds: their accuracy varies most. null: seeds."""
@@ -135,8 +131,3 @@ class Evaluate(Section):
     """k of the k-NN balls in coverage metrics."""
     pool_images: Count | None = None
     """Also compute coverage of the first N candidates per class. null: not computed."""
-
-    @field_validator("networks", "baselines")
-    @classmethod
-    def _check_names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return names and check_unique(names)

@@ -1,16 +1,12 @@
-"""Documentation of the fields, for `--help` and docs/configuration.md.
-
-python -m ims3_ray.config.field_docs > docs/configuration.md
-"""
+"""Documentation of the fields, for `--help` and docs/make_configuration.py."""
 
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from .base import Settings
+from .load import yaml_word
 from .pretrain import Pretrain
 from .settings import Config, Evaluating, Selecting
 
@@ -23,16 +19,6 @@ SETTINGS: dict[str, type[Settings]] = {  # command → its settings; convert has
 STORAGE_ONLY = ("runs", "init", "push", "doctor")  # commands that take `storage` and no other field
 KINDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
 BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-HEADER = ("field", "type", "default", "")
-INTRO = """# Configuration
-
-On the command line a field is `section.field=value`, such as `sample.subgroups=20`; in a recipe's YAML,
-sections are mappings. Precedence: command line, recipe, environment (`IMS3_STORAGE`,
-`IMS3_WORKERS__ACTORS`; for pretrain `IMS3_PRETRAIN_…`), the defaults below. `ims3 distill --dry-run` prints
-all values of a run. A stage's fingerprint covers the fields on which its result depends; a run's key, all
-fields except `workers.*`, `storage` and `data.root`. `runs`, `init`, `push` and `doctor` take only `storage`;
-`convert` takes no field.
-"""
 
 Schema = Mapping[str, Any]  # JSON schema by pydantic
 
@@ -76,7 +62,7 @@ def _rows(
         value, model = values.get(name, spec.get("default", "–")), _model(spec)
         description = " ".join(filter(None, (outer, spec.get("description"))))
         if model is None or "anyOf" in spec:
-            yield Row(prefix + name, _kind(spec), _yaml(value), description)
+            yield Row(prefix + name, _kind(spec), yaml_word(value), description)
         if model is not None:
             inner = value if isinstance(value, dict) else {}
             of_field = "" if "anyOf" in spec else description
@@ -100,10 +86,6 @@ def _kind(spec: Schema) -> str:
     bounds = ", ".join(f"{sign} {spec[key]}" for key, sign in BOUNDS if key in spec)
     kind = spec.get("const") or KINDS.get(spec.get("type", ""), "fields")
     return f"{kind} {bounds}".strip()
-
-
-def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
 
 
 def fields(command: str) -> list[str]:
@@ -138,38 +120,3 @@ def help_text(command: str) -> str | None:
             lines += wrapped(f"{row.field}={row.default}   {row.kind}", "  ", " " * 8)
             lines += wrapped(row.description, " " * 6, " " * 6)
     return "\n".join(lines)
-
-
-def page() -> str:
-    """Returns docs/configuration.md. Each field is documented once, other defaults of it beside the link."""
-    lines, documented = [INTRO], dict[str, str]()  # field → default
-    for settings in dict.fromkeys(SETTINGS.values()):
-        commands = [name for name, own in SETTINGS.items() if own is settings and name not in STORAGE_ONLY]
-        lines += [f"## {', '.join(commands)}", "", (settings.__doc__ or "").partition("\n")[0], ""]
-        all_groups = groups(settings)
-        names = [
-            group.name or row.field for group in all_groups for row in group.rows if row.field in documented
-        ]
-        shared = list(dict.fromkeys(names))
-        others = [
-            f"`{row.field}={row.default}`"
-            for group in all_groups
-            for row in group.rows
-            if documented.get(row.field, row.default) != row.default
-        ]
-        if shared:
-            defaults = f".\nOther defaults: {', '.join(others)}" if others else ""
-            lines += [f"As above: {', '.join(f'`{name}`' for name in shared)}{defaults}.", ""]
-        for group in all_groups:
-            rows = [row for row in group.rows if row.field not in documented]
-            if rows:
-                lines += [f"### {group.name}", "", group.description, ""] if group.name else []
-                table = [HEADER, ("---",) * len(HEADER)]
-                table += [(f"`{r.field}`", r.kind, f"`{r.default}`", r.description) for r in rows]
-                lines += [*(f"| {' | '.join(cells)} |" for cells in table), ""]
-        documented |= {row.field: row.default for group in all_groups for row in group.rows}
-    return "\n".join(lines).rstrip() + "\n"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

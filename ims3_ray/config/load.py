@@ -17,7 +17,6 @@ from pydantic_settings import SettingsError
 from ims3_ray.errors import InputError
 
 from .base import Settings
-from .data import Data
 from .settings import Config
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -50,6 +49,7 @@ RENAMED = {
 REMOVED = {  # field → the value that every run has now
     "extractor.lr": 0.001,
     "finetune.weight_decay": 0.0,
+    "im.metric": "cosine",
     "invert.substeps": 1,
     "log_every": 100,
     "sample.anchor_images": None,
@@ -154,13 +154,8 @@ def _merge(recipe: Values, overrides: Overrides) -> Values:
 
 def subject(config: Config) -> str:
     """Returns the recipe's name, or the images' name if other images replace a named recipe's."""
-    return subject_of(config.recipe, config.data)
-
-
-def subject_of(recipe: str, data: Data) -> str:
-    """As `subject`, from the recipe's name and the images."""
-    train = load_config(recipe).data.train if recipe in recipe_names() else None
-    return recipe if train in (None, data.train) else data.name
+    train = load_config(config.recipe).data.train if config.recipe in recipe_names() else None
+    return config.recipe if train in (None, config.data.train) else config.data.name
 
 
 def load_settings(kind: type[Kind], overrides: Overrides, recipe: Values | None = None) -> Kind:
@@ -196,6 +191,17 @@ def parse_overrides(words: list[str]) -> dict[str, object]:
             raise InputError(f"{word!r}: is no override; write field=value, such as sample.subgroups=20")
         overrides[field] = read_yaml(text, partial(_bad_value, field, text))
     return overrides
+
+
+def yaml_word(value: object) -> str:
+    """Returns the YAML of `value` on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def override_words(overrides: Overrides) -> list[str]:
+    """`{"sample.subgroups": 20}` as `["sample.subgroups=20"]`, which `parse_overrides` reads."""
+    return [f"{field}={yaml_word(value)}" for field, value in overrides.items()]
 
 
 def storage_override(words: list[str]) -> dict[str, object]:
@@ -276,15 +282,6 @@ def check_field(field: str) -> None:
     for depth in range(1, len(parts) + 1):
         if parts[depth - 1] not in _fields_beside(parts[:depth], Config):
             raise InputError(_explain({"type": "extra_forbidden", "loc": parts[:depth]}, Config))
-
-
-def accepts(recipe: str, overrides: Overrides, field: str, value: object) -> bool:
-    """Returns whether `value` is valid for `field`, apart from conflicts with other fields."""
-    try:
-        load_config(recipe, {**overrides, field: value})
-    except InputError as error:
-        return not any(part.strip().startswith(f"{field}:") for part in str(error).split("; "))
-    return True
 
 
 def _fields_beside(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:

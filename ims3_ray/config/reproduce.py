@@ -12,7 +12,7 @@ import yaml
 
 from ims3_ray.errors import InputError
 
-from .load import REMOVED, RENAMED, load_config, recipe_names
+from .load import REMOVED, RENAMED, load_config, override_words, recipe_names
 
 BASE_RECIPE = "digits"  # for runs of a recipe file
 MAX_NOTES = 5
@@ -36,8 +36,7 @@ class Reproduction:
 
     @property
     def words(self) -> list[str]:
-        fields = [f"{field}={_yaml_word(value)}" for field, value in self.overrides.items()]
-        return ["ims3", "distill", "--recipe", self.recipe, *fields]
+        return ["ims3", "distill", "--recipe", self.recipe, *override_words(self.overrides)]
 
     @property
     def command(self) -> str:
@@ -91,12 +90,6 @@ def _fields(results: Values) -> dict[str, object]:
         f"{name}.{field}": value for name, section in sections.items() for field, value in section.items()
     }
     return {name: value for name, value in results.items() if name not in sections} | inner
-
-
-def _yaml_word(value: object) -> str:
-    """YAML of `value` on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
 
 
 def _mismatches(recipe: str, overrides: Values, wanted: Values) -> list[str]:

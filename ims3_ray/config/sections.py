@@ -65,18 +65,8 @@ class InversionMatching(Section):
     """Sets λ_IM by the ratio of gradient norms, matching to diffusion. Replaces weight."""
     target: Literal["trajectory", "same_level", "one_step"] = "trajectory"
     """Matched with the inversion: a step down its grid, or x̂0 at its level; or as the published code."""
-    metric: Literal["cosine", "l1", "l2"] = "cosine"
-    """Distance to the target. Not for target=one_step, which takes cosine."""
     minimax: Literal["image", "class"] | None = None
     """Minimax Diffusion's criteria: for each image, or the worst image per class (published). null: off."""
-
-    @model_validator(mode="after")
-    def _check_metric(self) -> "InversionMatching":
-        if self.target == "one_step" and self.metric != "cosine":
-            raise ValueError(
-                f"im.metric: {self.metric} needs im.target=trajectory or same_level; one_step takes cosine"
-            )
-        return self
 
 
 class Finetune(Section):
@@ -218,7 +208,7 @@ class Select(Section):
     """Exclude candidates closer to a real image than 99 % of real images are to their neighbour."""
     real_images: Count | None = 200
     """K_i, real images per class that count, a seeded random subset. null: all."""
-    memory_gb: float = Field(default=2.5, gt=0)
+    memory_gb: float = Field(default=4.0, gt=0)
     """Maximum memory per actor and of the lower bound, in GB. Larger problems get more shards."""
 
     @model_validator(mode="after")

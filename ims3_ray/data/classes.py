@@ -85,7 +85,7 @@ def imagenet_names() -> list[str]:
 
 
 def _read(location: str) -> Mapping[str, object]:
-    path = Path(location)
+    path = Path(location).expanduser()
     if not path.is_file():
         raise InputError(f"data.class_map: {location} is neither a file nor 'new'")
 

@@ -37,6 +37,7 @@ from .transforms import decode, encode_png, resize_and_crop
 from .views import ViewSet, read_views
 
 ORIGIN = ("subgroup", "index", "seed")  # of an image
+SIZES = {"n<1K": 1000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": math.inf}  # the hub's
 Origin = int | list[int]  # a list for a packed image: one value per tile
 Entry = dict[str, object]  # of an image in the manifest
 Licence = Mapping[str, str | None]  # id, name, link
@@ -161,7 +162,7 @@ task_categories:
 tags:
 - dataset-distillation
 size_categories:
-- {"n<1K" if num_images < 1000 else "1K<n<10K" if num_images < 10_000 else "10K<n<100K"}
+- {next(size for size, below in SIZES.items() if num_images < below)}
 configs:
 - config_name: default
   data_files:

@@ -18,7 +18,7 @@ from .folders import inspect, list_classes
 from .named import is_named, unpack_digits, unpack_named
 from .sources import ClassNames, Rows, find_packed, find_set, is_tensors
 from .transforms import decode
-from .unpacking import unpack, unpacked_label_names
+from .unpacking import check_unpacked, unpack
 
 TRAIN, TESTS = "train", ("test", "val", "validation", "valid")  # folders of class folders
 SAMPLED_UP_FRONT = 64  # images decoded in full, chosen by seed, also if a cached look exists
@@ -145,8 +145,9 @@ def open_images(
         raise InputError(
             f"{name}: {location} holds 1 class ({', '.join(listing)}); give at least 2 class folders"
         )
+    names, num_files = tuple(sorted(listing)), sum(map(len, listing.values()))
+    of_rows = check_unpacked(directory, num_files) if unpacked_from else None
     looks = inspect(directory, listing, storage)
-    names = tuple(sorted(listing))
     files = [(label, path) for label, cls in enumerate(names) for path in sorted(listing[cls])]
     bad = {path: looks[path]["bad"] for _, path in files if "bad" in looks[path]}
     good = [(label, path) for label, path in files if path not in bad]
@@ -167,7 +168,6 @@ def open_images(
     ids = tuple(looks[path]["id"] for _, path in good)
     paths = tuple(path for _, path in good)
     empty = () if classes or unpacked_from else _empty_folders(directory, names)
-    of_rows = unpacked_label_names(directory) if unpacked_from else None
     return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty, of_rows)
 
 

@@ -91,7 +91,10 @@ def unpack_named(location: str, storage: Directory, name: str, classes: ClassNam
     """
     where = f"{name}: {location}"
     spec, _, query = location.partition("?")
-    options = dict(parse_qsl(query, strict_parsing=bool(query)))
+    try:
+        options = dict(parse_qsl(query, strict_parsing=bool(query)))
+    except ValueError as error:
+        raise InputError(f"{where}: {error}; write options as ?name=value") from error
     field = name if name in SPLITS else "data.train"
     if location.startswith(HUB):
         data = _open_hub(spec.removeprefix(HUB), field, options, where)

@@ -14,13 +14,7 @@ FORMATS = (
     *("PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"),
 )
 BACKGROUND = (255, 255, 255, 255)  # of transparent images
-DEEP = (
-    "I",
-    "I;16",
-    "I;16L",
-    "I;16B",
-    "I;16N",
-)  # 16 bits; convert("RGB") would clip to 255
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # 16 bits; convert("RGB") would clip to 255
 MAX_ASPECT = 16  # a longer image is cropped to this around its centre before it is scaled
 
 

@@ -1,7 +1,7 @@
 """Unpacks rows once into class folders below the storage, which every reader of images reads.
 
     <storage>/unpacked/<key>/<class>/row-0000000
-    <storage>/unpacked/<key>.complete    written last: JSON of the names of integer labels, or empty
+    <storage>/unpacked/<key>.complete    written last: JSON {images: number, label_names: of integer labels}
 
 A row always has the same file name and bytes, so that a killed unpacking can be repeated.
 """
@@ -21,7 +21,7 @@ from .sources import Batch, ClassNames, Rows, read_rows
 
 WRITERS = 16  # threads
 MAX_LABEL = 2**63 - 1
-LAYOUT = 1  # raised if rows are unpacked differently
+LAYOUT = 2  # raised if rows are unpacked differently
 
 
 def unpack(
@@ -37,7 +37,7 @@ def unpack(
         [_identity(rows.directory, info.path), info.size, info.mtime_ns]
         for info in rows.directory.infos(rows.files)
     ]
-    key = [LAYOUT, files, classes and sorted(classes), label_names and list(label_names)]
+    key = [files, classes and sorted(classes), label_names and list(label_names)]
     return unpack_batches(lambda: read_rows(rows, where), key, storage, where, classes, label_names)
 
 
@@ -50,7 +50,7 @@ def unpack_batches(
     label_names: ClassNames,
 ) -> Directory:
     """Does what `unpack` does with the batches of `read()`. Equal `identity` means equal batches."""
-    key, unpacked = fingerprint(identity), storage / "unpacked"
+    key, unpacked = fingerprint([LAYOUT, identity]), storage / "unpacked"
     if unpacked.exists(f"{key}.complete"):
         return unpacked / key
     with exclusive(unpacked / key):
@@ -68,15 +68,24 @@ def unpack_batches(
                 f"{where} has no rows{' of the classes that data.classes names' if classes else ''}; "
                 "give images"
             )
-        unpacked.write(f"{key}.complete", json.dumps(list(names)).encode() if names else b"")
+        complete = {"images": written, "label_names": names}
+        unpacked.write(f"{key}.complete", json.dumps(complete).encode())
     return unpacked / key
 
 
-def unpacked_label_names(folder: Directory) -> tuple[str, ...] | None:
-    """Returns the names of integer labels in the rows that were unpacked into `folder`, if they had any."""
+def check_unpacked(folder: Directory, num_images: int) -> tuple[str, ...] | None:
+    """Returns the names of integer labels in the rows that were unpacked into `folder`, if they had any.
+
+    Raises InputError if the folder no longer holds all images.
+    """
     head, _, key = folder.path.rpartition("/")
-    names = Directory(folder.filesystem, head).read(f"{key}.complete")
-    return tuple(json.loads(names)) if names else None
+    complete = json.loads(Directory(folder.filesystem, head).read(f"{key}.complete"))
+    if num_images != complete["images"]:
+        raise InputError(
+            f"{folder.uri} holds {num_images} of {complete['images']} unpacked images; remove {folder.uri} "
+            f"and {folder.uri}.complete, and repeat"
+        )
+    return tuple(names) if (names := complete["label_names"]) else None
 
 
 def _identity(directory: Directory, path: str) -> str:

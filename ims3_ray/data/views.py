@@ -72,13 +72,13 @@ def read_views(table: pa.Table) -> Views | None:
     if SOFT_LABELS not in table.column_names:
         return None
     settings = json.loads(table.schema.metadata[METADATA])
-    boxes, logits = (table[name].combine_chunks() for name in (VIEWS, SOFT_LABELS))
-    fields = boxes.flatten()
-    of_views = logits.flatten()
-    count = len(table)
+    count, fields = len(table), table[VIEWS].combine_chunks().flatten()
+    boxes = np.stack([fields.field(name).to_numpy() for name in FIELDS], axis=1)
+    chunks = table[SOFT_LABELS].chunks  # joined, more than 2³¹ numbers would overflow Arrow's offsets
+    logits = np.concatenate([chunk.flatten().flatten().to_numpy() for chunk in chunks])
     return Views(
-        np.stack([fields.field(name).to_numpy() for name in FIELDS], axis=1).reshape(count, -1, len(FIELDS)),
-        of_views.flatten().to_numpy().reshape(count, len(of_views) // count, -1),
+        boxes.reshape(count, -1, len(FIELDS)),
+        logits.reshape(count, len(boxes) // count, -1),
         settings["image_size"],
         settings["teacher"],
     )

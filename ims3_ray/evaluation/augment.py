@@ -105,9 +105,7 @@ def _shuffled(size: int, factor: int, count: int, generator: Generator) -> Int[T
 
 
 def resized_crop(
-    images: Float[Tensor, "n 3 h w"],
-    scale: tuple[float, float],
-    generator: Generator,
+    images: Float[Tensor, "n 3 h w"], scale: tuple[float, float], generator: Generator
 ) -> Float[Tensor, "n 3 h w"]:
     """torchvision's RandomResizedCrop to the image's own size: bilinear, no pixel outside the box is read."""
     _, _, height, width = images.shape

@@ -258,10 +258,7 @@ _SOFT_RATES = {
     **{"timm:vgg": 5e-4, "timm:efficientnet": 2e-3, "timm:mobilenetv2": 2.5e-3},
     **{"timm:vit": 1e-4, "timm:swin": 1e-4},
 }
-RATES = {
-    "quick": {"resnet8": 0.3, "mlp": 0.03},
-    **dict.fromkeys(("soft", "soft-32", "rded-32"), _SOFT_RATES),
-}
+RATES = {"quick": {"resnet8": 0.3, "mlp": 0.03}, **dict.fromkeys(("soft", "soft-32", "rded-32"), _SOFT_RATES)}
 
 _ZHAO = [_zhao(method, images) for images in _SMALL for method in ("dc", "dsa")]
 _TEST = (_QUICK, _MINIMAX, _IMS3, *_ZHAO, _SOFT, _SOFT_SMALL, _RDED_SMALL, _SMOKE)

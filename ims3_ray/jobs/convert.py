@@ -35,12 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adapter", metavar="DIR", help="a run's adapter/<fingerprint> to merge")
     weights = "moving average or last values of the adapter (default ema)"
     add("--weights", choices=("ema", "last"), default="ema", help=weights)
-    add(
-        "--heads",
-        type=int,
-        metavar="N",
-        help="attention heads of a .pt file of unpublished size",
-    )
+    add("--heads", type=int, metavar="N", help="attention heads of a .pt file of unpublished size")
     shift = "timestep frequencies, if the folder does not state them: 0 as DiT, 1 as diffusers"
     add("--frequency-shift", type=int, choices=(0, 1), help=shift)
     add("--dtype", choices=types, default="fp32", help="precision of the stored weights (default fp32)")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ims3_ray.config.allocation import granted_memory
 from ims3_ray.config.data import Data
-from ims3_ray.config.load import load_config, storage_override
+from ims3_ray.config.load import load_config, override_words, storage_override
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import split_locations
 from ims3_ray.display import format_bytes
@@ -51,7 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out or f"{name}.yaml")
     _check_out(out)
     storage = open_storage(load_config("digits", overrides).storage)
-    words = [f"{field}={value}" for field, value in overrides.items()]
     data, gpu = inspect_images(train, test, storage), check_gpus()
     given = arguments.model or "none"
     if given not in ("none", "own") and not Path(given).exists() and not is_hub_id(given):
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         sizes = chosen or [side for side in OWN_SIDES if side <= data.side]
         own = largest_pretraining(sizes, arguments.hours, data.tuned, machine)
         size = arguments.image_size or (own[0] if model == "own" else data.size_for(model))
-        draft = Draft(name, out, data, words, model, size, own[0])
+        draft = Draft(name, out, data, override_words(overrides), model, size, own[0])
         text = "\n".join(draft.lines()) + "\n"
         time = draft.time(text, overrides)
     try:

@@ -15,7 +15,7 @@ import yaml
 
 from ims3_ray.config.data import Data
 from ims3_ray.config.evaluation import Evaluate
-from ims3_ray.config.load import load_config, load_settings, recipe_text
+from ims3_ray.config.load import load_config, load_settings, override_words, recipe_text
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.config.sections import PAPER_BATCH, UNTRAINED
 from ims3_ray.config.settings import Config
@@ -117,10 +117,11 @@ class Draft:
         distil = shell_command("distill", "--recipe", str(self.path), *self.storage)
         if not self.is_own:
             return [distil]
-        words = [f"data.train={self.data.train}", f"image_size={self.size}"]
-        words += [f"data.validation_split={self.data.split}"] if self.data.split else []
-        words += ["data.mirror=false"] if self.data.is_grey else []
-        return [shell_command("pretrain", "--out", self.folder, *words, *self.storage), distil]
+        fields = {"data.train": self.data.train, "image_size": self.size}
+        fields |= {"data.validation_split": self.data.split} if self.data.split else {}
+        fields |= {"data.mirror": False} if self.data.is_grey else {}
+        words = [*override_words(fields), *self.storage]
+        return [shell_command("pretrain", "--out", self.folder, *words), distil]
 
     @property
     def alternative(self) -> str:

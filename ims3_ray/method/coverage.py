@@ -56,7 +56,7 @@ def class_metrics(real: RealClass, y: Features) -> Values:
     few images for it. `deciles` is a list; the other metrics are numbers.
     """
     x, k, nnd, d = real.x, real.k, real.nnd2, _distances2(real.x, y)
-    inside = d <= nnd[:, None]
+    inside, nearest = d <= nnd[:, None], d.min(axis=0)
     covered = np.asarray(inside.any(axis=1))
     recall = None
     if len(y) > k:
@@ -68,8 +68,9 @@ def class_metrics(real: RealClass, y: Features) -> Values:
         "density": float(inside.sum() / (k * len(y))),
         "precision": float(inside.any(axis=0).mean()),
         "recall": recall,
-        "copy_rate": float(find_copies(x, y, real.nearest2)[1].mean()),
-        **nearest_distances(x, y),
+        "copy_rate": float((nearest <= _copy_threshold(real.nearest2)).mean()),
+        "nearest": float(np.sqrt(nearest).mean()),
+        "least_nearest": float(np.sqrt(nearest.min())),
         "vendi": vendi(y),
         "kid": kid(_for_kid(x), _for_kid(y), real.spread) if len(y) > 1 else None,
     }
@@ -97,31 +98,24 @@ def deciles(covered: Bool[np.ndarray, " n"], nnd: Float[np.ndarray, " n"]) -> li
     return [float(covered[rows].mean()) for rows in np.array_split(np.argsort(nnd, kind="stable"), DECILES)]
 
 
-def sparsest_rows(nnd: Float[np.ndarray, " n"], share: float = LOW_DENSITY_SHARE) -> Int[np.ndarray, " s"]:
-    """Return the rows of the `share` of images with the largest NND_k, at least one; ties by row."""
-    return np.argsort(-nnd, kind="stable")[: max(1, round(share * len(nnd)))]
+def sparsest_rows(nnd: Float[np.ndarray, " n"]) -> Int[np.ndarray, " s"]:
+    """Return the rows of the LOW_DENSITY_SHARE with the largest NND_k, at least one; ties by row."""
+    return np.argsort(-nnd, kind="stable")[: max(1, round(LOW_DENSITY_SHARE * len(nnd)))]
 
 
-def find_copies(
-    real: Features, others: Features, nearest2: Float32[np.ndarray, " n"] | None = None
-) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
+def find_copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"], Bool[np.ndarray, " m"]]:
     """Return the row of the nearest real image for each other image, and whether it counts as a copy.
 
     Both sets are of one class. A copy is as near to a real image as the nearest percent of real images are to
-    each other, so about 1 % of fresh real images count too. Needs at least two real images. `nearest2` are
-    their squared distances to their nearest other, if known.
+    each other, so about 1 % of fresh real images count too. Needs at least two real images.
     """
-    if nearest2 is None:
-        nearest2 = _neighbour_distances2(real, 1)
-    threshold = np.percentile(nearest2, COPY_PERCENTILE)
     distances, rows = _search(real, others, 1)
-    return rows[:, 0], distances[:, 0] <= threshold
+    return rows[:, 0], distances[:, 0] <= _copy_threshold(_neighbour_distances2(real, 1))
 
 
-def nearest_distances(real: Features, synthetic: Features) -> dict[str, float]:
-    """Return the mean and the minimum distance from a synthetic image to its nearest real one."""
-    distances = np.sqrt(_search(real, synthetic, 1)[0][:, 0])
-    return {"nearest": float(distances.mean()), "least_nearest": float(distances.min())}
+def _copy_threshold(nearest2: Float32[np.ndarray, " n"]) -> float:
+    """Return the largest squared distance of a copy, from those of real images to their nearest other."""
+    return float(np.percentile(nearest2, COPY_PERCENTILE))
 
 
 def vendi(features: Features) -> float:

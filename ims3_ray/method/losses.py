@@ -64,16 +64,9 @@ def variational_loss(
     return (kl.flatten(1).mean(1) / math.log(2)).to(x.dtype)
 
 
-def matching_loss(stepped: Latents, inverted: Latents, metric: str = "cosine") -> PerImage:
-    """L_IM per image: 1 − σ(z̃_s, z_s^inv) (Eq. 4–7), or the mean L1 or L2 distance (ablations)."""
-    a, b = stepped.flatten(1), inverted.flatten(1)
-    if metric == "cosine":
-        return 1 - cosine_similarity(a, b, dim=1)
-    if metric == "l1":
-        return (a - b).abs().mean(1)
-    if metric == "l2":
-        return (a - b).square().mean(1)
-    raise ValueError(f"metric: must be cosine, l1 or l2, not {metric!r}")
+def matching_loss(stepped: Latents, inverted: Latents) -> PerImage:
+    """L_IM per image: 1 − σ(z̃_s, z_s^inv) (Eq. 4–7)."""
+    return 1 - cosine_similarity(stepped.flatten(1), inverted.flatten(1), dim=1)
 
 
 def at_level_of(inverted: Latents, clean: Latents, z0: Latents, *, abar: Tensor) -> Latents:

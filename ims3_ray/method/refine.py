@@ -169,13 +169,7 @@ class Refinement:
             on_loss(loss)
         return z.detach()
 
-    def _gradient(
-        self,
-        z: Tensor,
-        start: Tensor,
-        label: int,
-        match: Match,
-    ) -> tuple[float, Tensor]:
+    def _gradient(self, z: Tensor, start: Tensor, label: int, match: Match) -> tuple[float, Tensor]:
         images, backward = decode_in_chunks(self.decode, z, self.chunk)
         views = torch.cat([self.view(images, match.draws) for _ in range(self.views)])
         ours = self.objective.measure(match.probe, views, label, differentiable=True)

@@ -63,13 +63,7 @@ class Extractor:
     """φ: images (B, 3, H, W) in [-1, 1] to features (B, dim), float32 of length 1. Frozen."""
 
     def __init__(
-        self,
-        body: nn.Module,
-        dim: int,
-        image_size: int,
-        mean: RGB,
-        deviation: RGB,
-        device: torch.device,
+        self, body: nn.Module, dim: int, image_size: int, mean: RGB, deviation: RGB, device: torch.device
     ):
         self.dim, self.image_size = dim, image_size
         self._body = body.to(device).eval().requires_grad_(False)

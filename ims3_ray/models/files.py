@@ -80,8 +80,8 @@ def resolve_model(path: str | Path) -> Path:
     text = str(path)
     if text.startswith(PACKAGE_SCHEME):
         return _packaged_model(text)
-    if Path(text).exists():
-        return Path(text)
+    if (local := Path(text).expanduser()).exists():
+        return local
     if is_hub_id(text):
         return download(text)
     raise InputError(

@@ -53,13 +53,14 @@ class TunedModel:
         if self.adapter:
             difffit.load_adapter(dit, read_adapter(self.adapter, self.weights))
             difffit.fold(dit)
-        cast_weights(dit.to(device), self.numerics.dtype).eval().requires_grad_(False)
+        cast_frozen(dit.to(device).eval().requires_grad_(False), self.numerics.dtype)
         return self._loaded(dit)
 
     def trainable(self, device: torch.device) -> LoadedModel:
         """Load for fine-tuning: frozen matrices at the chosen precision, DiffFit's parameters in float32."""
-        dit = cast_weights(self.pretrained().to(device), self.numerics.dtype).eval()
+        dit = self.pretrained().to(device).eval()
         difffit.prepare(dit)
+        cast_frozen(dit, self.numerics.dtype)
         return self._loaded(dit)
 
     def _loaded(self, dit: DiT) -> LoadedModel:
@@ -94,14 +95,15 @@ def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
     return extended.train(dit.training)
 
 
-def cast_weights(dit: DiT, dtype: torch.dtype) -> DiT:
-    """Cast all weights but the patch embedder to `dtype`, in place.
+def cast_frozen(dit: DiT, dtype: torch.dtype) -> None:
+    """Cast all frozen weights but the patch embedder to `dtype`, in place.
 
     Rounding the input would add noise, and near t = 0 there is hardly any other noise to predict.
     """
     for part in (dit.t_embedder, dit.y_embedder, dit.blocks, dit.final_layer):
-        part.to(dtype)
-    return dit
+        for parameter in part.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
 
 def compile_blocks(dit: DiT) -> None:

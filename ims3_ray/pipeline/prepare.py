@@ -10,13 +10,7 @@ import ray
 import torch
 import torch._dynamo  # the meta device imports it later, which fails if the working directory is gone
 
-from ims3_ray.cluster.resources import (
-    DEFAULT_PLACEMENT,
-    Machine,
-    connect,
-    find_machine,
-    live_nodes,
-)
+from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, connect, find_machine, live_nodes
 from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
 from ims3_ray.config.sections import Model

@@ -1,6 +1,5 @@
 """The stages in order: plan the steps of a run, and run those whose artefact is missing."""
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,6 @@ from ims3_ray.stages.select import stage as select
 from ims3_ray.storage.artifacts import (
     DamagedError,
     Directory,
-    GpuUse,
     Manifest,
     Summary,
     complete,
@@ -29,10 +27,8 @@ from ims3_ray.storage.artifacts import (
     read_manifest,
     summary_of,
 )
-from ims3_ray.storage.integrity import reopen
+from ims3_ray.storage.integrity import read_or_reopen
 from ims3_ray.storage.lease import exclusive
-
-_logger = logging.getLogger(__name__)
 
 STAGES: tuple[Stage, ...] = tuple(
     module.STAGE
@@ -98,11 +94,6 @@ def _state(directory: Directory) -> tuple[Manifest | None, Mapping[str, str]]:
         return None, error.files
 
 
-def _gpus(context: Context, stage: Stage) -> GpuUse:
-    usage = stage.gpu_usage(context)
-    return {"used": usage.gpus, "of": context.machine.gpus, "limit": usage.limit}
-
-
 def run_step(context: Context, step: Step) -> Step:
     """Run a step whose artefact is incomplete, and write its manifest.
 
@@ -110,20 +101,18 @@ def run_step(context: Context, step: Step) -> Step:
     of a damaged artefact are kept; a line names the damaged files.
     """
     with exclusive(step.directory):
-        step = step.refreshed()
-        return step if step.manifest else _run(context, step)
+        if manifest := read_or_reopen(step.directory):
+            return replace(step, manifest=manifest, damage={})
+        return _run(context, step)
 
 
 def _run(context: Context, step: Step) -> Step:
     stage = step.stage
-    if step.damage:
-        _logger.warning("%s; repairing it", DamagedError(step.directory, step.damage).finding)
-        reopen(step.directory, step.damage)
     start = time.perf_counter()
     with gpu_load(context.machine) as load:
         details = stage.run(context, step.directory, **step.parents)
     seconds = time.perf_counter() - start
-    rows = cast(int, details.get("rows_made", details["rows"]))
+    usage, rows = stage.gpu_usage(context), cast(int, details.get("rows_made", details["rows"]))
     manifest = complete(
         step.directory,
         {
@@ -137,7 +126,7 @@ def _run(context: Context, step: Step) -> Step:
             "rate": round(rows / seconds, 3),
             "device": context.machine.device,
             "environment": asdict(machine_environment(context.machine)),
-            "gpus": {**_gpus(context, stage), **load},
+            "gpus": {"used": usage.gpus, "of": context.machine.gpus, "limit": usage.limit, **load},
         },
     )
     if metrics := stage.metrics(step.directory):

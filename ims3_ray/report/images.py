@@ -83,10 +83,7 @@ def sheet(images: Mapping[str, Sequence[bytes]], note: str = "") -> bytes:
     columns, font, names = max(map(len, images.values())), _font(15), [shortened(name) for name in images]
     left = MARGIN + max(int(font.getlength(name)) for name in names) + 14
     step = SHEET_CELL + GAP
-    size = (
-        left + columns * step - GAP + MARGIN,
-        2 * MARGIN + len(names) * step - GAP + (24 if note else 0),
-    )
+    size = (left + columns * step - GAP + MARGIN, 2 * MARGIN + len(names) * step - GAP + (24 if note else 0))
     paper = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(paper)
     for row, (short, cells) in enumerate(zip(names, images.values(), strict=True)):

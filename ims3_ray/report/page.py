@@ -1,9 +1,10 @@
 """Render a run's report as one self-contained HTML page, without scripts or external resources."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from ims3_ray.config.base import flatten
 from ims3_ray.evaluation.results import Evaluation, sort_sets
 
 from . import plots
@@ -83,12 +84,5 @@ def _last_metrics(history: History) -> dict[str, float]:
 def _sections(config: Mapping[str, object]) -> dict[str, list[tuple[str, object]]]:
     """The configuration by section, with dotted field names; top-level fields first."""
     sections = {"run": [item for item in config.items() if not isinstance(item[1], Mapping)]}
-    return sections | {k: list(_flat(v, f"{k}.")) for k, v in config.items() if isinstance(v, Mapping)}
-
-
-def _flat(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    inner = {name: section for name, section in config.items() if isinstance(section, Mapping)}
+    return sections | {name: list(flatten(inner[name], f"{name}.").items()) for name in inner}

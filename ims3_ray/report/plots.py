@@ -17,19 +17,7 @@ from ims3_ray.storage.schemas import SelectionFile
 from . import svg
 from .feature_space import Map
 from .inputs import History, shortened
-from .svg import (
-    CLASS_COLOURS,
-    DISTILLED,
-    FULL,
-    GRID,
-    INK,
-    MUTED,
-    PAPER,
-    PERCENT,
-    RANDOM,
-    REAL,
-    WIDTH,
-)
+from .svg import CLASS_COLOURS, DISTILLED, FULL, GRID, INK, MUTED, PAPER, PERCENT, RANDOM, REAL, WIDTH
 
 SET_COLOURS = {"distilled": DISTILLED, "random": RANDOM, "full": FULL}
 SET_NAMES = {"distilled": "Distilled"} | {name: title for name, (_, title) in SET_TITLES.items()}
@@ -80,9 +68,10 @@ def learning_curves(sets: Mapping[str, SetMetrics], names: Mapping[str, str]) ->
     svg.style(axes, x="training step of the classifier")
     ends: list[tuple[float, float, str, str]] = []
     for name, values in sets.items():
-        steps, table = common_steps(values["curves"])
-        if not len(steps):
+        curves = np.array(values["curves"])  # (seeds, S, 2): all seeds are scored at the same steps
+        if not curves.size:
             continue
+        steps, table = curves[0, :, 0], curves[:, :, 1]
         colour, mean = SET_COLOURS.get(name, MUTED), table.mean(axis=0)
         axes.fill_between(steps, table.min(axis=0), table.max(axis=0), color=colour, alpha=0.18, linewidth=0)
         axes.plot(steps, mean, color=colour, linewidth=2.5, solid_capstyle="round", solid_joinstyle="round")
@@ -96,13 +85,6 @@ def learning_curves(sets: Mapping[str, SetMetrics], names: Mapping[str, str]) ->
     axes.margins(x=0.01)
     axes.yaxis.set_major_formatter(PERCENT)
     return svg.to_svg(drawing, "curves", "Accuracy of the classifier during its training, by set")
-
-
-def common_steps(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (S,) at which every seed was scored, and accuracies (seeds, S), from (step, accuracy) pairs."""
-    tables = [{int(step): value for step, value in curve} for curve in curves]
-    steps = sorted(set.intersection(*map(set, tables))) if tables else []
-    return np.array(steps), np.array([[table[step] for step in steps] for table in tables])
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

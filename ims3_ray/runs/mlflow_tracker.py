@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from ims3_ray.config.base import flatten
 from ims3_ray.display import one_line, redact
 from ims3_ray.errors import InputError, error_chain
 from ims3_ray.storage.artifacts import Directory
@@ -282,14 +283,3 @@ def _is_unreachable(error: BaseException) -> bool:
         if isinstance(cause, OSError) or type(cause).__name__ == "OperationalError":
             return True
     return "failed with exception" in str(error) or "too many 5" in str(error)
-
-
-def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """`{"sample": {"steps": 50}}` as `{"sample.steps": 50}`."""
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

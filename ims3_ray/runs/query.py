@@ -142,29 +142,22 @@ def check_metrics(runs: Sequence[Run], names: Sequence[str]) -> None:
             )
 
 
-def group_comparable(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Group runs with comparable accuracies, by protocol and scored images."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run["protocol"] or "", run["scored"] or ""), []).append(run)
-    return dict(sorted(groups.items()))
-
-
 def best_runs(runs: Sequence[Run], metric: str) -> list[BestRun]:
     """Return the best run by `metric` per protocol, scored images and IPC; the first of equal runs."""
-    rows: list[BestRun] = []
-    for (protocol, scored), comparable in group_comparable(runs).items():
-        by_ipc: dict[str, Run] = {}
-        for run in comparable:
-            ipc, value = run["params"].get("ipc", ""), sort_value(run, metric)
-            if not math.isnan(value) and (ipc not in by_ipc or value > sort_value(by_ipc[ipc], metric)):
-                by_ipc[ipc] = run
-        for ipc in sorted(
-            by_ipc, key=lambda text: (not text.isdecimal(), int(text) if text.isdecimal() else 0)
-        ):
-            value = metric_value(by_ipc[ipc], metric)
-            rows.append(BestRun(protocol=protocol, scored=scored, ipc=ipc, value=value, run=by_ipc[ipc]))
-    return rows
+    best: dict[tuple[str, str, str], Run] = {}
+    for run in sort_best_first(runs, metric):
+        if not math.isnan(metric_value(run, metric)):
+            key = run["protocol"] or "", run["scored"] or "", run["params"].get("ipc", "")
+            best.setdefault(key, run)
+
+    def order(key: tuple[str, str, str]) -> tuple[str, str, bool, int]:
+        protocol, scored, ipc = key
+        return protocol, scored, not ipc.isdecimal(), int(ipc) if ipc.isdecimal() else 0
+
+    return [
+        BestRun(protocol=key[0], scored=key[1], ipc=key[2], value=metric_value(run, metric), run=run)
+        for key, run in sorted(best.items(), key=lambda item: order(item[0]))
+    ]
 
 
 def objectives(sweep: Run) -> list[str]:

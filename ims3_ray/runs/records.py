@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ims3_ray.config.reproduce import NO_RESULT
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, OutageError
 from ims3_ray.storage.artifacts import Directory
 
 RECORD = re.compile(r"runs/[^/]+/run\.json|sweeps/[^/]+/trials/[^/]+\.json")
@@ -72,6 +72,8 @@ def read_one(storage: Directory, place: str) -> Record:
         artifacts = frozenset(map(artifact_name, needed.values() if isinstance(needed, Mapping) else needed))
         written = calendar.timegm(time.strptime(record["written"], TIME))
         return Record(place, record["key"], record["state"], written, artifacts)
+    except OutageError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"storage: {(storage / place).uri} is no readable record ({type(error).__name__}: {error}), "

@@ -96,10 +96,7 @@ def _commands(context: Context, key: str) -> dict[str, str]:
     config, storage = context.config, context.storage.uri
     command = reproduce(yaml.safe_dump(config.results()).encode(), storage)
     find = shlex.join(["ims3", "runs", f"storage={storage}", "--where", f"run={key}"])
-    return {
-        "Reproduce or resume this run": redact(command.command),
-        "Find this run": redact(find),
-    }
+    return {"Reproduce or resume this run": redact(command.command), "Find this run": redact(find)}
 
 
 def _page_rows(context: Context, index: Index) -> Index:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NotRequired, TypedDict, cast
 
 from ims3_ray.display import first_few
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, OutageError
 
 from .directory import Directory, open_directory
 
@@ -56,6 +56,8 @@ def check_format(root: Directory) -> bool:
     try:
         written = root.read_json(FORMAT_FILE)["format"]
         is_newer = written > FORMAT
+    except OutageError:
+        raise
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"storage: {(root / FORMAT_FILE).uri} is damaged ({error}); remove it, and the next run writes "
@@ -143,7 +145,9 @@ def read_manifest_file(directory: Directory, name: str = MANIFEST) -> Manifest |
         manifest = directory.read_json(name)
         version = int(manifest["format"])
         manifest["files"] = {file: int(size) for file, size in manifest["files"].items()}
-        manifest_checksums(manifest)
+        dict(manifest.get("checksums", {}))  # raises an error if they are no mapping
+    except OutageError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(directory, {name: "is no manifest"}) from error
     if version > FORMAT:
@@ -152,11 +156,6 @@ def read_manifest_file(directory: Directory, name: str = MANIFEST) -> Manifest |
             f"reads; {UPDATE}"
         )
     return manifest
-
-
-def manifest_checksums(manifest: Manifest) -> dict[str, str]:
-    """Returns the checksums by file name. Raises TypeError or LookupError if the manifest is damaged."""
-    return dict(manifest.get("checksums", {}))
 
 
 def changed_files(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:

@@ -39,8 +39,8 @@ Stream = IO[bytes] | NativeFile
 class Directory:
     """A directory on a pyarrow filesystem. Names are relative to it and may contain slashes.
 
-    Transient errors of a remote filesystem are retried (retry.py). Methods raise InputError if retries fail
-    or the disk is full.
+    Transient errors of a remote filesystem are retried (retry.py). Methods raise OutageError if retries fail,
+    and InputError if the disk is full.
     """
 
     filesystem: fs.FileSystem
@@ -160,8 +160,9 @@ class Directory:
 
     def read_json(self, name: str) -> Any:
         """Returns the content of a JSON file. Raises InputError if it is damaged."""
+        data = self.read(name)
         try:
-            return json.loads(self.read(name))
+            return json.loads(data)
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{(self / name).uri}: is damaged, no JSON ({error}); remove it, and the command that "
@@ -256,9 +257,8 @@ def _walk(root: str, within: str) -> tuple[list[str], dict[str, str]]:
     Symbolic links are followed. Below each entry of `root`, a folder counts once, however many links lead to
     it: links that lead back up would otherwise have too many paths to list.
     """
-    files: list[str] = []
-    odd: dict[str, str] = {}
-    if os.path.lexists(root):
+    files, odd = list[str](), dict[str, str]()
+    if os.path.isdir(root):
         for name in [within] if within else sorted(os.listdir(root)):
             _walk_entry(root, name, files, odd)
     return sorted(files), {escape_unprintable(name): why for name, why in sorted(odd.items())}

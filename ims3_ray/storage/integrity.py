@@ -17,7 +17,6 @@ from .artifacts import (
     Directory,
     Manifest,
     changed_files,
-    manifest_checksums,
     read_manifest,
     read_manifest_file,
 )
@@ -40,7 +39,7 @@ def verify(directory: Directory) -> tuple[dict[str, str], int]:
         manifest, damaged = None, error.files
     if manifest:
         names = list(manifest["files"])
-        checksums = manifest_checksums(manifest)
+        checksums = manifest.get("checksums", {})
         damaged |= changed_files(directory, manifest["files"])
     else:
         names = [name for name in directory.files() if name.endswith(SELF_CHECKED)]
@@ -89,7 +88,7 @@ def _previous_checksums(directory: Directory) -> dict[str, str]:
         previous = read_manifest_file(directory, PREVIOUS)
     except DamagedError:
         return {}
-    return manifest_checksums(previous) if previous else {}
+    return previous.get("checksums", {}) if previous else {}
 
 
 def reopen(directory: Directory, damage: Iterable[str]) -> None:

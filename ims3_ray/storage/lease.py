@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import psutil
 from pyarrow import fs
 
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, OutageError
 
 from .directory import Directory
 
@@ -81,6 +81,8 @@ def store_time(folder: Directory) -> float:
         folder.write(name, b"")
         info = folder.infos([f"{folder.path}/{name}"])[0]
         (folder / name).delete()
+    except OutageError:
+        raise
     except (OSError, InputError):
         return time.time()
     return time.time() if info.mtime_ns is None else info.mtime_ns / 1e9
@@ -95,6 +97,8 @@ def read_heartbeat(folder: Directory, name: str = HEARTBEAT) -> Heartbeat | None
         values = folder.read_json(name)
         age = max(0.0, store_time(folder) - info.mtime_ns / 1e9)
         return Heartbeat(age, int(values["pid"]), str(values["host"]), str(values["namespace"]))
+    except OutageError:
+        raise
     except (FileNotFoundError, ValueError, LookupError, TypeError):  # the first: just deleted
         return None
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from ims3_ray.display import one_line, redact
-from ims3_ray.errors import InputError, error_chain
+from ims3_ray.errors import InputError, OutageError, error_chain
 
 MAX_RETRY_S = 120.0
 MAX_PAUSE_S = 15.0  # between tries
@@ -52,8 +52,8 @@ def with_retries(place: str, act: Callable[[], Result]) -> Result:
     """Returns `act()`, which reads or writes at `place` (URI or local path) and is safe to repeat.
 
     Transient errors of a service behind a URI are retried for MAX_RETRY_S from the first error. All threads
-    share that clock until an operation succeeds. The first error is logged as a warning. Raises InputError if
-    the time is over or no space is left, and any other error at once.
+    share that clock until an operation succeeds. The first error is logged as a warning. Raises OutageError
+    if the time is over, InputError if no space is left, and any other error at once.
     """
     service = re.match(r"[^/]+://[^/?]*|", place)[0]  # pyright: ignore[reportOptionalSubscript]: it matches ""
     end = math.inf
@@ -71,7 +71,7 @@ def with_retries(place: str, act: Callable[[], Result]) -> Result:
     def give_up(state: RetryCallState) -> Result:
         error = state.outcome.exception() if state.outcome else None
         why = _short(_storage_error(error) or error) if error else ""
-        raise InputError(f"{place}: answers with an error ({why}) for {MAX_RETRY_S:g} s; {GO_ON}") from error
+        raise OutageError(f"{place}: answers with an error ({why}) for {MAX_RETRY_S:g} s; {GO_ON}") from error
 
     retrying = Retrying(
         retry=retry_if_exception(is_transient),

@@ -21,7 +21,7 @@ from pyarrow import feather
 
 from ims3_ray.errors import InputError
 
-from .artifacts import Directory, manifest_checksums, read_manifest
+from .artifacts import Directory, read_manifest
 from .schemas import Columns, Table, concatenate, from_arrow, from_parquet, to_arrow
 
 INDEX = "index.arrow"
@@ -124,7 +124,7 @@ def stored_keys(directory: Directory, keys: Sequence[str]) -> pa.Table | None:
     if not manifest or INDEX not in manifest["files"]:
         return None
     data = directory.read(INDEX)
-    if hashlib.sha256(data).hexdigest() != manifest_checksums(manifest).get(INDEX):
+    if hashlib.sha256(data).hexdigest() != manifest.get("checksums", {}).get(INDEX):
         raise InputError(
             f"{(directory / INDEX).uri}: is damaged; remove it, and the command that made it makes it again"
         )

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 from benchmarks import gpu_check
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(out, *words):

@@ -60,10 +60,11 @@ def context(ray_cluster, tiny_model, tiny_images, tmp_path):
         ("invert", [], ["ours", "published"]),
     ],
 )
-def test_stage_benchmark_measures_every_variant(ray_cluster, work, stage, words, names, capsys):
+def test_stage_benchmark_measures_every_variant(ray_cluster, work, stage, words, names, output):
     out = work / "results.json"
-    assert main([stage, *TINY, *words, "--work", str(work / "inputs"), "--out", str(out), *SMALL]) == 0
-    document, printed = json.loads(out.read_text()), capsys.readouterr().out
+    places = "--work", work / "inputs", "--out", out
+    printed = output(stage, *TINY, *words, *places, *SMALL, main=main)
+    document = json.loads(out.read_text())
     assert {"date", "hardware", "versions", "recipe", "parameters"} < set(document)
     assert document["benchmark"] == stage
     assert min(document["device"][name] for name in ("matrix_rate", "copy_bandwidth")) > 0
@@ -135,25 +136,21 @@ def test_counted_operations_exclude_gradients_of_frozen_matrices(context):
         (["plan", "--gpus", "8;64"], "--gpus"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(words, field, capsys):
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert field in error
+def test_bad_input_is_one_line_and_exit_code_2(words, field, refused):
+    assert field in refused(*words, main=main)
 
 
-def test_selection_benchmark_reaches_the_plain_loops_objective(ray_cluster, tmp_path, capsys):
+def test_selection_benchmark_reaches_the_plain_loops_objective(ray_cluster, tmp_path, output):
     out = tmp_path / "results.json"
-    words = ["select", "--grid", "12x3", "--noise", "0.3", "--normalization", "per_class", "--out", str(out)]
-    assert main([*words, "workers.shards=1"]) == 0
+    words = "--grid", "12x3", "--noise", "0.3", "--normalization", "per_class", "--out", out
+    printed = output("select", *words, "workers.shards=1", main=main)
     results = json.loads(out.read_text())
     assert [result["kind"] for result in results] == ["structured", "structureless"]
     for result in results:
         assert result["plain_kind"] == "measured"
         assert min(result["plain_s"], result["rounds_s"]) > 0
         assert result["objective"] <= result["plain_objective"] + 1e-5
-    assert "| 12 × 3 | noise 0.3 |" in capsys.readouterr().out
+    assert "| 12 × 3 | noise 0.3 |" in printed
 
 
 @pytest.mark.parametrize("normalization", ["per_class", "none"])

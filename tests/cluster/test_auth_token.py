@@ -3,10 +3,10 @@
 import json
 import os
 import stat
-import subprocess
 import sys
 
 import pytest
+from processes import environment, python
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 from ims3_ray.cluster.auth_token import MODE, TOKEN, TOKEN_PATH, make_private_token
@@ -69,10 +69,7 @@ def test_no_token_is_made_if_the_user_chose_otherwise(modes, monkeypatch, chosen
 
 @pytest.mark.slow
 def test_every_server_of_a_local_cluster_listens_on_loopback(modes):
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-    environment = inherited | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-c", START]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    done = python(START, env=environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}, timeout=300)
     assert done.returncode == 0, done.stderr
     addresses = json.loads(done.stdout.splitlines()[-1])
     assert len(addresses) > 5

@@ -22,6 +22,7 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from processes import ROOT
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
@@ -29,7 +30,6 @@ from ims3_ray.cluster.metrics_actor import GAUGES
 from ims3_ray.cluster.tasks import WAITING_CPUS
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"
 aws_setup = SimpleNamespace(**runpy.run_path(str(FOLDER / "aws_setup.py")))
 TEXTS = {path.name: path.read_text() for path in FOLDER.iterdir() if path.is_file()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import environment
+from processes import python
 
 from ims3_ray.cluster import fork_server
 
@@ -26,9 +26,7 @@ print(ray.get(look.remote()), fork_server._started[0][1].pid, fork_server._start
 
 @pytest.mark.chaos
 def test_a_local_worker_starts_with_torch_and_the_server_ends_with_the_driver():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True, timeout=120
-    )
+    done = python(SCRIPT, timeout=120)
     assert done.returncode == 0, done.stderr
     looked, (pid, address) = done.stdout.split(") ")[0], done.stdout.split(") ")[1].split()
     assert looked == "(True, '1'"

@@ -1,10 +1,9 @@
 """Load of GPUs, and last lines of workers that crashed."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from processes import python
 
 from ims3_ray.cluster import monitor
 from ims3_ray.cluster.resources import find_machine
@@ -50,7 +49,7 @@ def test_without_a_driver_there_are_no_readings(query):
 
 @pytest.mark.slow
 def test_a_crashed_worker_is_reported_once_with_its_last_lines():
-    script = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=True)
+    script = python(CRASH, check=True)
     (crash,), again = json.loads(script.stdout.splitlines()[-1])
     assert crash["reason"]
     assert crash["lines"][-1] == "last words: s3://***@bucket"

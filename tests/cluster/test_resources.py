@@ -14,11 +14,11 @@ from ims3_ray.errors import InputError
     [
         ("http://head:8265", "is no address"),
         ("nowhere.invalid:6379", "no answer"),
-        (f"127.0.0.1:{free_port()}", "no answer from 127.0.0.1"),
+        ("127.0.0.1:{free}", "no answer from 127.0.0.1"),
     ],
 )
 def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, expected, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("RAY_ADDRESS", address.format(free=free_port()))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     with pytest.raises(InputError, match=f"RAY_ADDRESS: .*{expected}"):

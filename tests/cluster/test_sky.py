@@ -4,14 +4,12 @@ import shlex
 import shutil
 import subprocess
 import zipfile
-from pathlib import Path
 
 import pytest
 import yaml
+from processes import ROOT
 
 from ims3_ray.config.load import load_config, parse_overrides
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import slurm
-from processes import checksums, environment
+from processes import ROOT, checksums, environment
 
-SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
+SCRIPT = ROOT / "cluster" / "slurm.sh"
 
 
 def wait_until(is_so, limit_s=240):

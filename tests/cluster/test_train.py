@@ -90,6 +90,48 @@ def test_a_diverging_training_ends_at_once_and_saves_nothing(ray_cluster, tmp_pa
     assert not training.out.files()
 
 
+def logging_class():
+    """Return a class that logs each part of a step, raises InputError before step `ends`, saves its value."""
+
+    class LoggingTask(task_class()):
+        def __init__(self, device, log, ends):
+            super().__init__(device)
+            self.log, self.ends = log, ends
+
+        def losses(self, step, part):
+            if step == self.ends:
+                raise InputError("ends here")
+            with open(self.log, "a") as file:
+                file.write(f"{step}{part} ")
+            return {"square": (self.parameters["value"] * (1 + step + part)).square().sum()}
+
+        def save(self, values, averages, out):
+            out.write("value", values["value"].numpy().tobytes() + averages["value"].numpy().tobytes())
+
+    return LoggingTask
+
+
+@pytest.mark.slow
+def test_a_training_resumes_from_its_checkpoint_with_fewer_workers_to_the_same_bytes(ray_cluster, tmp_path):
+    options = {"steps": 4, "batch_size": 2, "micro_batches": 2, "checkpoint_every": 1}
+
+    def part(folder, workers, ends=None):
+        log = tmp_path / f"log-{workers}-{ends}"
+        arguments = {"log": str(log), "ends": ends}
+        training = training_of(logging_class(), tmp_path / folder, arguments=arguments, **options)
+        try:
+            train_on(workers, training)
+        except InputError:
+            assert ends
+        return training.out, sorted(log.read_text().split())
+
+    out, done = part("resumed", workers=2, ends=2)
+    assert (done, out.files()) == (["00", "01", "10", "11"], {})
+    out, done = part("resumed", workers=1)
+    assert done == ["20", "21", "30", "31"]
+    assert out.read("value") == part("whole", workers=2)[0].read("value")
+
+
 def failing_build():
     """Return a builder that raises InputError on one of two workers, and counts attempts."""
 

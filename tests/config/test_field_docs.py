@@ -1,14 +1,14 @@
 """docs/configuration.md and `--help` are generated from the fields' docstrings."""
 
-from pathlib import Path
-
 import pytest
+from processes import ROOT
 from pydantic import BaseModel
 
+from docs.make_configuration import page
 from ims3_ray.cli import COMMANDS, run_command
-from ims3_ray.config.field_docs import SETTINGS, fields, groups, help_text, page
+from ims3_ray.config.field_docs import SETTINGS, fields, groups, help_text
 
-PAGE = Path(__file__).parents[2] / "docs/configuration.md"
+PAGE = ROOT / "docs/configuration.md"
 
 
 def leaves(settings: BaseModel, prefix=""):
@@ -18,9 +18,7 @@ def leaves(settings: BaseModel, prefix=""):
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == page(), (
-        "python -m ims3_ray.config.field_docs > docs/configuration.md"
-    )
+    assert PAGE.read_text(encoding="utf-8") == page(), "make docs"
 
 
 @pytest.mark.parametrize("command", SETTINGS)

@@ -41,6 +41,25 @@ def test_the_subject_is_the_recipe_unless_other_images_replace_its_own(recipe, t
     assert load.subject(load_config(recipe, {"data.train": train})) == expected
 
 
+def test_the_words_of_overrides_give_the_same_overrides():
+    values = [
+        None,
+        True,
+        3,
+        1e-5,
+        "0",
+        "yes",
+        "",
+        "a: b #c",
+        "/data/x=1",
+        "s3://b/p?r=x",
+        ["0", "1"],
+        {"a": 1},
+    ]
+    overrides = {f"field_{'abcdefghijkl'[place]}": value for place, value in enumerate(values)}
+    assert parse_overrides(load.override_words(overrides)) == overrides
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
     config = load_config(name)

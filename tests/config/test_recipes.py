@@ -5,17 +5,15 @@ from importlib import resources
 from operator import attrgetter
 
 import numpy as np
+import planned
 import pytest
 from tiny import THREE
 from tiny_generator import edit, small_dit, small_vae
 
-from ims3_ray.cli import main
-from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides, recipe_names, recipe_text
 from ims3_ray.data.classes import class_map
 from ims3_ray.errors import InputError
 from ims3_ray.models.convert import save_pipeline
-from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.stages.finetune.batch import LatentDataset, LatentSource
 from ims3_ray.stages.sample.stage import Sampler
@@ -67,9 +65,7 @@ def woof_words(imagenet_tree, model):
 @pytest.fixture
 def context_of(imagenet_tree, thousand):
     def prepared(*words, model=thousand):
-        overrides = parse_overrides([*woof_words(imagenet_tree, model), *words])
-        config = load_config("imagewoof", overrides)
-        return preparation.prepare(config, find_machine(config.workers))
+        return planned.context_of(woof_words(imagenet_tree, model), *words, recipe="imagewoof")
 
     return prepared
 
@@ -144,13 +140,10 @@ def test_a_subset_keeps_imagenets_labels(name):
 
 
 @pytest.mark.parametrize("words", [(), ("--dry-run",)])
-def test_a_recipe_without_images_names_the_missing_field(words, tmp_path, capsys):
+def test_a_recipe_without_images_names_the_missing_field(words, tmp_path, refused):
     command = ["distill", "--recipe", "imagewoof", *words, f"storage={tmp_path / 'runs'}"]
-    assert main(command) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.startswith("error: data.train: ")) == ("", True)
-    assert main([*command, "data.train=/nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("error: data.test: ")
+    assert refused(*command).startswith("error: data.train: ")
+    assert refused(*command, "data.train=/nowhere").startswith("error: data.test: ")
     assert not (tmp_path / "runs").exists()
 
 
@@ -194,7 +187,7 @@ def test_fine_tuning_and_sampling_use_the_same_labels(imagenet_tree, context_of)
     assert requested == [[162, 155, 159]] * 2
 
 
-def test_a_dry_run_of_a_recipe_needs_no_gpu_and_no_network(imagenet_tree, thousand, monkeypatch, capsys):
+def test_a_dry_run_of_a_recipe_needs_no_gpu_and_no_network(imagenet_tree, thousand, monkeypatch, output):
     import timm
 
     create = timm.create_model
@@ -204,8 +197,7 @@ def test_a_dry_run_of_a_recipe_needs_no_gpu_and_no_network(imagenet_tree, thousa
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    assert main(["distill", "--dry-run", "--recipe", "imagewoof", *woof_words(imagenet_tree, thousand)]) == 0
-    out = capsys.readouterr().out
+    out = output("distill", "--dry-run", "--recipe", "imagewoof", *woof_words(imagenet_tree, thousand))
     assert "guidance_channels: 3" in out
     assert out.count("would run") == 9
 
@@ -225,7 +217,7 @@ def test_a_models_card_changes_no_key_and_its_configuration_all_but_that_of_embe
 
 def test_a_recipes_frequency_shift_does_not_apply_to_other_weights():
     def shift(*words):
-        return load_config("imagewoof", parse_overrides(list(words))).model.frequency_shift
+        return planned.config_of(words, recipe="imagewoof").model.frequency_shift
 
     assert shift() == shift("model.licence=mit") == 0
     assert shift("model.path=/my/DiT") is None

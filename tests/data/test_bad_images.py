@@ -10,7 +10,6 @@ from PIL import Image
 from tiny import write_images
 
 from ims3_ray.data import named
-from ims3_ray.data.images import open_images
 from ims3_ray.data.loader import scale_images
 from ims3_ray.data.transforms import MAX_PIXELS, decode, square
 from ims3_ray.errors import InputError
@@ -31,8 +30,7 @@ def grey(data):
 
 def test_images_that_break_after_the_first_look_are_named(tmp_path):
     write_images(tmp_path / "images", 4, 0)
-    storage = open_storage(str(tmp_path / "runs"))
-    images = open_images(str(tmp_path / "images"), storage, name="data.train", seed=0, max_bad_fraction=0)
+    images, storage = opened(tmp_path / "images", tmp_path), open_storage(str(tmp_path / "storage"))
     (tmp_path / "images" / images.paths[1]).write_bytes(b"no image")
     with pytest.raises(InputError, match=f"1 of {len(images)} files .* first: {images.paths[1]} "):
         scale_images(images, 8, storage, 0.0)

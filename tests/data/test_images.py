@@ -10,10 +10,8 @@ from tiny import write_images
 
 from ims3_ray.cluster import tasks
 from ims3_ray.data import folders
-from ims3_ray.data.images import open_images
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import open_storage
 
 
 def test_a_subset_is_random_by_seed_and_part_of_a_larger_one(tmp_path):
@@ -62,9 +60,7 @@ def test_a_held_out_split_shares_no_image_and_depends_on_content_only(tmp_path):
     assert kept.fingerprint != held.fingerprint
     assert all(count >= 2 for count in held.counts())
     assert kept.labels.tolist() == sorted(kept.labels.tolist())
-    storage = open_storage(str(tmp_path / "storage"))
-    other_seed = open_images(str(folder), storage, name="data.train", seed=7, max_bad_fraction=0.0)
-    assert other_seed.split(0.2)[1].paths == held.paths
+    assert opened(folder, tmp_path, seed=7).split(0.2)[1].paths == held.paths
     with pytest.raises(InputError, match=r"data.validation_split: 0.99 leaves class 'blue' none of its 10"):
         images.split(0.99)
 

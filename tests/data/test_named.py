@@ -87,6 +87,7 @@ def test_rows_from_the_hub_equal_the_same_rows_in_files_also_after_some_classes_
         ("torchvision:CIFAR10", r"can't be downloaded.*data\.root"),
         ("torchvision:MNIST", "train-images-idx3-ubyte.*MNIST/raw"),
         ("torchvision:SVHN?split=extras", "Valid values are"),
+        ("torchvision:SVHN?extra", r"'extra'; write options as \?name=value"),
         ("torchvision:EuroSAT", "EuroSAT"),
         ("hf:nobody/nothing", "can't be loaded"),
     ],

@@ -11,15 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from flat import opened, png, run_splits, values
+from flat import labelled, opened, png, run_splits, values
 from loopback_store import BUCKET
 from tiny import tree, write_images
 
 from ims3_ray.data import unpacking
-from ims3_ray.data.images import open_labelled
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.inputs import check_splits
-from ims3_ray.storage.artifacts import Directory, open_directory, open_storage
+from ims3_ray.storage.artifacts import Directory, open_directory
 
 NAMES = ["red", "green", "blue"]  # not sorted: a label is no place among the sorted names
 KNOWN = sorted(NAMES)
@@ -69,11 +68,6 @@ def written(path, images, labels, column="label", names=None):
     return path
 
 
-def labelled(place, tmp_path, classes=KNOWN):
-    options = {"name": "--set", "seed": 0, "max_bad_fraction": 0.0, "scored_classes": classes}
-    return open_labelled(str(place), open_storage(str(tmp_path / "storage")), **options)
-
-
 def test_every_form_holds_the_same_images(tmp_path):
     (tmp_path / "hub" / "data").mkdir(parents=True)
     dataset().to_parquet(tmp_path / "file.parquet")
@@ -101,7 +95,7 @@ def test_every_form_holds_the_same_images(tmp_path):
 )
 def test_every_kind_of_parquet_can_be_scored(tmp_path, images, labels, options):
     path = written(tmp_path / "a.parquet", images, labels, **options)
-    assert values(labelled(path, tmp_path)) == EXPECTED
+    assert values(labelled(path, tmp_path, KNOWN)) == EXPECTED
 
 
 def test_parquet_is_unpacked_once_and_again_after_a_change(tmp_path):
@@ -113,6 +107,14 @@ def test_parquet_is_unpacked_once_and_again_after_a_change(tmp_path):
     assert marker.stat().st_mtime_ns == before
     written(path, [png(99), *IMAGES[1:]], WORDS)
     assert ("red", 99) in values(opened(path, tmp_path))
+
+
+def test_a_lost_unpacked_image_is_an_error(tmp_path):
+    path = written(tmp_path / "a.parquet", IMAGES, WORDS)
+    images = opened(path, tmp_path)
+    Path(images.directory.path, images.paths[0]).unlink()
+    with pytest.raises(InputError, match=rf"{len(IMAGES) - 1} of {len(IMAGES)} unpacked images; remove"):
+        opened(path, tmp_path)
 
 
 def test_without_datasets_a_saved_set_is_an_error_and_folders_are_read(tmp_path, monkeypatch):
@@ -287,7 +289,7 @@ def test_unreadable_sets_are_one_error_line_with_the_field_and_the_place(tmp_pat
 def test_other_classes_than_the_scored_ones_are_an_error(tmp_path, classes, wrong):
     place = write_images(tmp_path / "set", 2, seed=0, classes=classes)
     with pytest.raises(InputError, match=rf"^--set: .*{place}.*'{wrong}'"):
-        labelled(place, tmp_path)
+        labelled(place, tmp_path, KNOWN)
 
 
 def test_rows_without_a_readable_image_count_as_bad(tmp_path):

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from flat import opened, values
+from flat import labelled, opened, values
 
-from ims3_ray.data.images import open_labelled
 from ims3_ray.errors import InputError
-from ims3_ray.storage.artifacts import open_storage
 
 MEAN, DEVIATION = 0.25, 0.5
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -43,11 +41,8 @@ def test_values_in_0_to_1_need_no_normalisation(make, tmp_path):
 
 def test_labels_count_the_label_names_of_the_scored_images(tmp_path):
     torch.save((GREYS / 255, LABELS), tmp_path / "any.pt")
-    storage, shared = open_storage(str(tmp_path / "s")), {"name": "--set", "seed": 0, "max_bad_fraction": 0}
-    known = ("bag", "coat", "top")
-    given = open_labelled(
-        f"{tmp_path / 'any.pt'}", storage, scored_classes=known, label_names=("top", "bag", "coat"), **shared
-    )
+    names = {"label_names": ("top", "bag", "coat")}
+    given = labelled(tmp_path / "any.pt", tmp_path, ("bag", "coat", "top"), **names)
     assert values(given) == [("bag", 40), ("bag", 160), ("coat", 80), ("coat", 200), ("top", 0), ("top", 120)]
 
 

@@ -1,12 +1,12 @@
 """`ims3_ray.score`: the same accuracies as an evaluation of the same images, and its checks."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flat import opened
+from processes import ROOT
 from tiny import write_images
 
 import ims3_ray
@@ -15,8 +15,6 @@ from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import get_protocol
 from ims3_ray.models.device import Numerics
 from ims3_ray.stages.evaluate.classifiers import stream_score
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 def arrays(images):
@@ -101,6 +99,6 @@ def test_an_invalid_argument_is_refused_by_name(field, value, names):
 
 
 def test_the_example_of_the_docs_runs(capsys):
-    section = (DOCS / "evaluate.md").read_text().partition("## From Python")[2]
+    section = (ROOT / "docs/evaluate.md").read_text().partition("## From Python")[2]
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
     assert re.fullmatch(r"\d+\.\d ± \d+\.\d %\n", capsys.readouterr().out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
-from planned import steps_of
+from planned import config_of, steps_of
 from ray import cloudpickle
 from tiny import tiny_words
 
@@ -16,7 +16,6 @@ from benchmarks.ours import local_trainer, pool_work, training_work
 from ims3_ray.cluster.fan_out import Part, fan_out
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.cluster.train import Training, train
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
@@ -42,8 +41,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't imp
 @pytest.fixture
 def contexts(tiny_model, tiny_images, tmp_path):
     """One run prepared for the CPU, and for the device, both in float32."""
-    words = tiny_words(tiny_model, tiny_images, tmp_path / "runs")
-    config = load_config("digits", parse_overrides([*words, *PLAIN]))
+    config = config_of(tiny_words(tiny_model, tiny_images, tmp_path / "runs"), *PLAIN)
     machines = (Machine(kind, 1, 1, 4e9, Workers(actors=1, train_workers=1)) for kind in ("cpu", DEVICE))
     return [prepare(config, machine) for machine in machines]
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from planned import config_of
 from tiny import tiny_words
 
 from benchmarks.compare import count_syncs
 from benchmarks.ours import local_trainer, pool_work, training_work
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.method import difffit
 from ims3_ray.method.ddim import ancestral_stepper, broadcast_timestep, sample
@@ -22,17 +22,13 @@ from ims3_ray.models.finetuned import compile_blocks, predictor
 from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.storage.artifacts import open_directory
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.fixture(params=["graphs", "plain"])
 def context(request, tiny_model, tiny_images, tmp_path):
-    words = [*tiny_words(tiny_model, tiny_images, tmp_path / "runs"), "finetune.log_every=3"]
-    machine = Machine("cuda", 1, 1, 4e9, Workers(actors=1, train_workers=1))
-    context = prepare(load_config("digits", parse_overrides(words)), machine)
+    config = config_of(tiny_words(tiny_model, tiny_images, tmp_path / "runs"), "finetune.log_every=3")
+    context = prepare(config, Machine("cuda", 1, 1, 4e9, Workers(actors=1, train_workers=1)))
     return replace(context, numerics=replace(context.numerics, graphs=request.param == "graphs"))
 
 

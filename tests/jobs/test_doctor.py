@@ -4,13 +4,11 @@ import http.server
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
-from processes import environment
+from processes import environment, python
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, recipe_names
@@ -161,20 +159,15 @@ def test_every_recipe_is_listed_with_time_model_protocol_and_a_sentence():
     assert "digits               needs 6 GB of memory; " in "\n".join(doctor.recipe_table(False, 5e9))
 
 
-def test_a_shown_recipe_can_be_loaded_and_an_unknown_one_is_refused_with_the_names(tmp_path, capsys):
-    assert main(["doctor", "--show", "imagewoof"]) == 0
+def test_a_shown_recipe_can_be_loaded_and_an_unknown_one_is_refused_with_the_names(tmp_path, output, refused):
     path = tmp_path / "imagewoof.yaml"
-    path.write_text(capsys.readouterr().out)
+    path.write_text(output("doctor", "--show", "imagewoof"))
     assert load_config(str(path)) == load_config("imagewoof")
-    assert main(["doctor", "--show", "imagewolf"]) == 2
-    assert "imagewoof" in capsys.readouterr().err
+    assert "imagewoof" in refused("doctor", "--show", "imagewolf")
 
 
 def test_it_imports_neither_torch_nor_ray(tmp_path):
     script = "import sys; from ims3_ray.cli import main; main(['doctor'])"
     script += "; print({'torch', 'ray'} & {*sys.modules})"
-    variables = environment() | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=variables
-    )
+    done = python(script, cwd=tmp_path, env=environment() | {"HF_HUB_OFFLINE": "1"})
     assert done.stdout.splitlines()[-1] == "set()", done.stderr

@@ -1,19 +1,19 @@
 """`ims3 init` writes a recipe that runs, for data sets of different sizes and forms."""
 
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from processes import python
 from tiny import CLASSES, THREE, write_images
 
 from ims3_ray.cli import run_command
-from ims3_ray.config.load import load_config
+from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.recipe_draft import HUB
 
 
@@ -42,7 +42,9 @@ def runs(config, tiny_model):
     return run_command("distill", ["--recipe", "flowers.yaml", "--dry-run"]) == 0
 
 
-def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten(here, tiny_model, capsys):
+def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten(
+    here, tiny_model, capsys, refused
+):
     write_images(here / "flowers/train", 40, seed=0)
     write_images(here / "flowers/test", 4, seed=1)
     config = init("--data", "flowers", "--model", "own")
@@ -58,8 +60,7 @@ def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten
     assert f"--out {config.model.path} data.train={config.data.train} image_size=32" in commands[0]
     assert commands[1].endswith("ims3 distill --recipe flowers.yaml")
     assert runs(config, tiny_model)
-    assert run_command("init", ["--data", "flowers"]) == 2
-    assert "flowers.yaml exists" in capsys.readouterr().err
+    assert "flowers.yaml exists" in refused("init", "--data", "flowers")
     assert (here / "flowers.yaml").read_text() == text
 
 
@@ -97,6 +98,16 @@ def test_the_model_decides_the_protocol_and_grey_images_are_not_mirrored(
     assert ("data.mirror=false" in (here / "flowers.yaml").read_text()) == (model == "own")
 
 
+def test_the_next_commands_take_a_folder_of_any_name(here, capsys):
+    write_grey(here / "flowers: a", 28)
+    assert run_command("init", ["--data", "flowers: a", "--model", "own", f"storage='{here}/my: runs'"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next "))
+    _, *words = shlex.split(line.partition("  # ")[0].removeprefix("next    "))
+    overrides = parse_overrides([word for word in words if re.match(r"[a-z_.]+=", word)])
+    assert (overrides["data.train"], overrides["storage"]) == (f"{here}/flowers: a", f"{here}/my: runs")
+    assert overrides["data.mirror"] is False
+
+
 def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_model):
     for split, seed in (("train", 0), ("test", 1)):
         files = sorted(write_images(here / split, 12, seed).glob("*/*.png"))
@@ -123,24 +134,22 @@ def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_m
         ("", "--data"),
     ],
 )
-def test_bad_input_gives_one_line_and_writes_nothing(here, capsys, words, expected):
+def test_bad_input_gives_one_line_and_writes_nothing(here, refused, words, expected):
     write_images(here / "one", 3, seed=0, classes=["only"])
     write_images(here / "two", 3, seed=0)
     write_images(here / "other", 3, seed=0, classes=["cat", "dog"])
-    assert run_command("init", words.split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert expected in line
+    assert expected in refused("init", *words.split())
     assert not list(here.rglob("*.yaml"))
 
 
-def test_without_a_gpu_real_images_are_distilled_and_a_generator_is_the_alternative(here, capsys):
+def test_without_a_gpu_real_images_are_distilled_and_a_generator_is_the_alternative(here, capsys, output):
     write_grey(here / "flowers", 100)
     config = init("--data", "flowers")
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (config.source, config.image_size, config.evaluate.protocol) == ("real", 64, "quick-val")
     assert re.fullmatch(r"\S*ims3 distill --recipe flowers\.yaml  # about \d+ min", lines["next"])
     assert re.search(r"--model own --image-size (32|64) --out flowers-own\.yaml  # .* h", lines["or"])
-    assert run_command("distill", ["--recipe", "flowers.yaml", "--dry-run"]) == 0
+    output("distill", "--recipe", "flowers.yaml", "--dry-run")
 
 
 def test_hours_limit_the_size_of_a_generator_and_a_size_is_taken_as_it_is(here, capsys):
@@ -152,11 +161,10 @@ def test_hours_limit_the_size_of_a_generator_and_a_size_is_taken_as_it_is(here, 
     assert "image_size=48" in capsys.readouterr().out
 
 
-def test_a_machine_with_too_little_memory_is_refused_with_a_smaller_size(here, capsys, monkeypatch):
+def test_a_machine_with_too_little_memory_is_refused_with_a_smaller_size(here, refused, monkeypatch):
     write_grey(here / "flowers", 100)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=1e9))
-    assert run_command("init", ["--data", "flowers", "--model", "own", "--image-size", "64"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused("init", "--data", "flowers", "--model", "own", "--image-size", "64")
     assert re.search(r"memory: .* has 1 GB; use --image-size 32, or --model none", line)
 
 
@@ -167,4 +175,4 @@ def test_bad_input_is_refused_before_heavy_imports(here):
         "code = run_command('init', ['--data', 'flowers', '--model', 'nowhere']); "
         "sys.exit(code - 2 or sum(name in sys.modules for name in ('ray', 'torch', 'mlflow')))"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    python(script, check=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from selections import WIDTH, feature_tables, write_feature_tables
 
-from ims3_ray.cli import run_command
+from ims3_ray.cli import main
 
 
 def select(candidates, real, out, *words):
-    files = ["--candidates", str(candidates), "--real", str(real), "--out", str(out)]
-    return run_command("select", [*files, "workers.shards=1", *words])
+    files = "--candidates", candidates, "--real", real, "--out", out
+    return "select", *files, "workers.shards=1", *words
 
 
 def set_feature(value):
@@ -66,14 +66,14 @@ def test_bad_settings_give_one_line_and_exit_code_2(ray_cluster, tmp_path, capsy
 
 def assert_refused(folder, capsys, tables, words, named):
     out = folder / "selection.json"
-    assert select(*tables, out, *words) == 2
+    assert main([*map(str, select(*tables, out, *words))]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert [word for word in named if word not in errors[0]] == [], errors[0]
     assert not out.exists()
 
 
-def test_bad_files_give_one_line_and_exit_code_2(tmp_path, capsys):
+def test_bad_files_give_one_line_and_exit_code_2(tmp_path, refused):
     candidates, real = write_feature_tables(tmp_path, *feature_tables(2))
     out = tmp_path / "selection.json"
     (tmp_path / "empty").mkdir()
@@ -85,23 +85,19 @@ def test_bad_files_give_one_line_and_exit_code_2(tmp_path, capsys):
         ((real, real, out), ["--candidates", "no column subgroup, index"]),
         ((candidates, real, tmp_path), ["--out", "is a folder"]),
     ):
-        assert select(*files) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert [word for word in named if word not in error] == [], error
+        line = refused(*select(*files))
+        assert [word for word in named if word not in line] == [], line
 
 
-def test_the_command_writes_the_same_selection_each_time_and_prints_its_bound(ray_cluster, tmp_path, capsys):
+def test_the_command_writes_the_same_selection_each_time_and_prints_its_bound(ray_cluster, tmp_path, output):
     files, out = write_feature_tables(tmp_path, *feature_tables(4)), tmp_path / "new" / "selection.json"
-    assert select(*files, out, "select.beta=0.5") == 0
+    printed = output(*select(*files, out, "select.beta=0.5"))
     first = out.read_bytes()
-    assert select(*files, out, "select.beta=0.5") == 0
+    output(*select(*files, out, "select.beta=0.5"))
     assert out.read_bytes() == first
     document = json.loads(first)
     assert set(document["selection"]) == {f"class-{i:02d}" for i in range(4)}
     assert document["settings"]["beta"] == 0.5
     assert {"objective", "terms", "lower_bound", "gap", "gap_of_gain", "solver"} <= set(document)
-    printed = capsys.readouterr().out
     assert f"{document['objective']:.6f}" in printed
     assert "lower bound" in printed

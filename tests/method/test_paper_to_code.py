@@ -2,9 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from processes import ROOT
+
 PAGE = (ROOT / "docs/paper-to-code.md").read_text()
 PLACE = r"`([\w/]+\.py)(?:::(\w+))?`"
 

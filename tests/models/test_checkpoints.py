@@ -6,9 +6,8 @@ import re
 import pytest
 import torch
 from diffusers import UNet2DModel
-from loopback_hub import Hub
 from safetensors.torch import load_file, save_file
-from tiny_generator import WEIGHTS, edit, inputs, original_file, small_dit, small_vae
+from tiny_generator import WEIGHTS, edit, inputs, original_file, seeded, small_dit, small_vae
 from torchvision.datasets import FashionMNIST
 
 from ims3_ray.errors import InputError
@@ -33,7 +32,7 @@ def tuned_original():
     """A DiT with random DiffFit scales, and its tensors under the published names."""
     dit = small_dit(frequency_shift=0.0)
     difffit.add_scales(dit)
-    draws = torch.Generator().manual_seed(2)
+    draws = seeded(2)
     for name, value in dit.named_parameters():
         if name.endswith(difffit.SCALE_NAMES):
             value.data.add_(0.3 * torch.randn(value.shape, generator=draws))
@@ -205,19 +204,18 @@ def test_folders_of_another_kind_are_refused(tmp_path, folder):
             inspect_generator(folder)
 
 
-def test_hub_ids_of_transformer_and_vae_load_only_their_files(monkeypatch, tmp_path, folder):
+def test_hub_ids_of_transformer_and_vae_load_only_their_files(hub, monkeypatch, tmp_path, folder):
     (folder / "samples").mkdir()
     (folder / "samples" / "dog.png").write_bytes(b"large")
     monkeypatch.chdir(tmp_path)
     x, t, y = inputs()
     on = {"device": torch.device("cpu"), "dtype": torch.float32}
-    with Hub().known(monkeypatch, tmp_path / "cache") as hub:
-        hub.push("someone/pipeline", folder)
-        hub.push("someone/vae", folder / "vae")
-        assert torch.equal(load_transformer("someone/pipeline")(x, t, y), small_dit()(x, t, y))
-        assert not list((tmp_path / "cache").rglob("*.png"))
-        original = original_file(tmp_path / "DiT.pt")
-        assert load_vae(original, vae="someone/vae", heads=4, **on).image_size == 16
+    hub.push("someone/pipeline", folder)
+    hub.push("someone/vae", folder / "vae")
+    assert torch.equal(load_transformer("someone/pipeline")(x, t, y), small_dit()(x, t, y))
+    assert not list((tmp_path / "cache").rglob("*.png"))
+    original = original_file(tmp_path / "DiT.pt")
+    assert load_vae(original, vae="someone/vae", heads=4, **on).image_size == 16
 
 
 def test_packaged_models_are_names_not_paths(tmp_path, monkeypatch):

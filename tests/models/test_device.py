@@ -1,11 +1,10 @@
 """Device setup: reused memory; unsupported settings are reported; compilation does not change the model."""
 
 import platform
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import python
 
 from ims3_ray.method import difffit
 from ims3_ray.method.seeding import generator
@@ -110,6 +109,6 @@ print(sorted(faults() for _ in range(25))[12])
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
 def test_freed_memory_is_reused_without_page_faults():
-    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    ran = python(FAULTS, check=True)
     # median page faults per page of a tensor: 0 here, 1 without the setting
     assert float(ran.stdout) < 0.5, ran.stdout

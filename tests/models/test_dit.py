@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
+from tiny_generator import seeded
 
 from ims3_ray.models.checkpoints import load_transformer
 from ims3_ray.models.diffusers_layout import DIFFUSERS_DEFAULTS
@@ -18,7 +19,7 @@ SIZES = {"sample_size": 8, "hidden_size": 48, "depth": 3, "num_heads": 4, "num_c
 
 def small_dit() -> DiT:
     """A random DiT without zero values."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     dit = DiT(DiTConfig(**SIZES)).eval().initialize(generator, zero_outputs=False)
     for name, parameter in dit.named_parameters():
         if name.endswith("bias"):
@@ -31,7 +32,7 @@ def inputs(dit: DiT):
     config = dit.config
     labels = torch.tensor([0, dit.null_label, config.num_classes - 1, 3, dit.null_label])
     shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(shape, generator=seeded(1))
     return latents, torch.tensor([0, 1, 37, 500, 999]), labels
 
 
@@ -79,7 +80,7 @@ def paper_dit(state: dict[str, torch.Tensor], heads: int, latents, timesteps, la
 
 def original_state() -> dict[str, torch.Tensor]:
     """Random tensors with the names and shapes of a published checkpoint: width 48, depth 2, 10 classes."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     layers = {"t_embedder.mlp.0": (48, 256), "t_embedder.mlp.2": (48, 48), "x_embedder.proj": (48, 4, 2, 2)}
     layers |= {"final_layer.linear": (32, 48), "final_layer.adaLN_modulation.1": (96, 48)}
     for i in range(2):
@@ -143,14 +144,14 @@ def test_default_settings_equal_diffusers():
 def test_fresh_model_predicts_zero_unless_outputs_are_drawn():
     dit = DiT(DiTConfig(**SIZES))
     x, t, y = inputs(dit)
-    assert dit.initialize(torch.Generator().manual_seed(0))(x, t, y).abs().max() == 0
-    assert dit.initialize(torch.Generator().manual_seed(0), zero_outputs=False)(x, t, y).std() > 0.1
+    assert dit.initialize(seeded(0))(x, t, y).abs().max() == 0
+    assert dit.initialize(seeded(0), zero_outputs=False)(x, t, y).std() > 0.1
 
 
 def test_initial_values_depend_only_on_the_generator():
     def drawn(seed, global_seed):
         torch.manual_seed(global_seed)
-        return DiT(DiTConfig(**SIZES)).initialize(torch.Generator().manual_seed(seed)).state_dict()
+        return DiT(DiTConfig(**SIZES)).initialize(seeded(seed)).state_dict()
 
     first, again, other = drawn(0, 1), drawn(0, 2), drawn(3, 1)
     assert all(torch.equal(first[name], again[name]) for name in first)

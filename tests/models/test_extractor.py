@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from tiny_generator import seeded
 
 from ims3_ray.errors import InputError
 from ims3_ray.models.classifiers import build
@@ -23,7 +24,7 @@ MEAN, DEVIATION = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
 
 
 def _saved(folder):
-    model = build("convnet3", 3, 16, torch.Generator().manual_seed(0), width=4)
+    model = build("convnet3", 3, 16, seeded(0), width=4)
     save_extractor(model, folder, mean=MEAN, deviation=DEVIATION)
     return model
 
@@ -50,7 +51,7 @@ def test_saved_classifier_gives_its_normalised_features(tmp_path):
 def test_images_of_another_size_are_resized(tmp_path):
     _saved(tmp_path)
     extractor = load_extractor(str(tmp_path))
-    small = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    small = torch.rand(1, 3, 16, 16, generator=seeded(1)) * 2 - 1
     large = small.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     assert (extractor(small) * extractor(large)).sum() > 0.95
 

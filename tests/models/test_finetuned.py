@@ -34,3 +34,11 @@ def test_bf16_does_not_round_the_latents(load):
 def test_fp32_loads_the_checkpoint_unchanged():
     stored, loaded = model("fp32").pretrained().state_dict(), model("fp32").load(CPU).dit.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in stored.items())
+
+
+def test_trained_values_start_from_the_checkpoints_own_in_bf16_too():
+    stored, dit = dict(model("fp32").pretrained().named_parameters()), model("bf16").trainable(CPU).dit
+    for name, value in dit.named_parameters():
+        if name in stored and value.requires_grad:
+            assert torch.equal(value, stored[name]), name
+    assert dit.blocks[0].attn.qkv.weight.dtype == torch.bfloat16

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
 from safetensors.torch import load_file
-from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, small_dit, small_vae
+from tiny_generator import NAMES, WEIGHTS, edit, inputs, original_file, seeded, small_dit, small_vae
 
 from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
@@ -68,7 +68,7 @@ def test_half_precision_files_load_as_fp32(tmp_path):
 
 def test_encoding_scales_the_posterior_and_decoding_undoes_it(folder):
     vae = vae_of(folder)
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(2, 3, 16, 16, generator=seeded(0)) * 2 - 1
     mean, logvar = vae.encode(images)
     posterior = small_vae().encode(images).latent_dist
     assert mean.shape == logvar.shape == (2, *inspect_generator(folder).config.latent_shape)
@@ -113,7 +113,7 @@ def test_original_file_loads_with_a_vae(tmp_path, folder):
 
 def test_new_classes_share_the_null_row_and_all_else():
     dit = small_dit()
-    extended = with_new_classes(dit, 3, torch.Generator().manual_seed(0))
+    extended = with_new_classes(dit, 3, seeded(0))
     table, old = extended.y_embedder.embedding_table.weight, dit.y_embedder.embedding_table.weight
     assert extended.config.num_classes == 3
     assert table.shape == (4, 32)
@@ -122,7 +122,7 @@ def test_new_classes_share_the_null_row_and_all_else():
     x, t, _ = inputs()
     null = torch.full((3,), 10)
     assert torch.equal(extended(x, t, torch.full((3,), 3)), dit(x, t, null))
-    again = with_new_classes(dit, 3, torch.Generator().manual_seed(0))
+    again = with_new_classes(dit, 3, seeded(0))
     assert torch.equal(again.y_embedder.embedding_table.weight, table)
     assert dit.y_embedder.embedding_table.weight.shape == (11, 32)
 

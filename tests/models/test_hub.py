@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from loopback_hub import Hub, use_cache
+from loopback_hub import use_cache
 
 from ims3_ray.config.load import load_config
 from ims3_ray.errors import InputError
@@ -17,13 +17,6 @@ from ims3_ray.pipeline.prepare import pinned
 MODEL = "timm/test_resnet.r160_in1k"  # weights of timm's smallest model
 
 
-@pytest.fixture
-def on_hub(monkeypatch, tmp_path):
-    """A loopback hub known to this process, with an empty cache."""
-    with Hub().known(monkeypatch, tmp_path / "driver") as served:
-        yield served
-
-
 def model_folder(folder, word):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"word": word}))
@@ -31,11 +24,11 @@ def model_folder(folder, word):
     return folder
 
 
-def test_node_loads_the_pinned_commit_after_main_has_moved(on_hub, monkeypatch, tmp_path):
-    first = on_hub.push("someone/model", model_folder(tmp_path / "first", "first"))
+def test_node_loads_the_pinned_commit_after_main_has_moved(hub, monkeypatch, tmp_path):
+    first = hub.push("someone/model", model_folder(tmp_path / "first", "first"))
     pinned_id = pin_revision("someone/model")
     assert pinned_id == f"someone/model@{first}"
-    second = on_hub.push("someone/model", model_folder(tmp_path / "second", "second"))
+    second = hub.push("someone/model", model_folder(tmp_path / "second", "second"))
     use_cache(monkeypatch, tmp_path / "node")
     assert (resolve_model(pinned_id) / "model.safetensors").read_text() == "first"
     assert (resolve_model("someone/model") / "model.safetensors").read_text() == "second"
@@ -43,15 +36,15 @@ def test_node_loads_the_pinned_commit_after_main_has_moved(on_hub, monkeypatch, 
     assert pin_revision(pinned_id) == pinned_id
 
 
-def test_timm_weights_can_be_pinned_to_a_revision(on_hub, monkeypatch, tmp_path):
+def test_timm_weights_can_be_pinned_to_a_revision(hub, monkeypatch, tmp_path):
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         model = timm.create_model("test_resnet.r160_in1k", pretrained=False)
         timm.models.save_for_hf(model, tmp_path / name, safe_serialization=True)
     images, spec = torch.rand(2, 3, 40, 40) * 2 - 1, "timm:test_resnet.r160_in1k"
-    pinned_id = f"{spec}@{on_hub.push(MODEL, tmp_path / 'first')}"
+    pinned_id = f"{spec}@{hub.push(MODEL, tmp_path / 'first')}"
     features = load_extractor(spec)(images)
-    on_hub.push(MODEL, tmp_path / "second")
+    hub.push(MODEL, tmp_path / "second")
     use_cache(monkeypatch, tmp_path / "node")
     assert torch.equal(load_extractor(pinned_id)(images), features)
     assert not torch.equal(load_extractor(spec)(images), features)
@@ -59,8 +52,8 @@ def test_timm_weights_can_be_pinned_to_a_revision(on_hub, monkeypatch, tmp_path)
     assert load_extractor(without_weights(pinned_id)).dim == features.shape[1]
 
 
-def test_hf_prefix_always_means_the_hub(on_hub, monkeypatch, tmp_path):
-    commit = on_hub.push("someone/model", model_folder(tmp_path / "model", "there"))
+def test_hf_prefix_always_means_the_hub(hub, monkeypatch, tmp_path):
+    commit = hub.push("someone/model", model_folder(tmp_path / "model", "there"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "someone" / "model").mkdir(parents=True)
     assert (
@@ -87,26 +80,26 @@ def test_other_paths_are_not_changed_and_missing_files_cause_no_network_access(t
             resolve_model(name)
 
 
-def test_a_generator_comes_with_its_extractor(on_hub, tmp_path):
+def test_a_generator_comes_with_its_extractor(hub, tmp_path):
     for part in ("transformer", "vae", "extractor", "elsewhere"):
         (tmp_path / "model").mkdir(exist_ok=True)
         model_folder(tmp_path / "model" / part, part)
-    on_hub.push("someone/model", tmp_path / "model")
+    hub.push("someone/model", tmp_path / "model")
     parts = {file.parent.name for file in resolve_model("hf://someone/model").rglob("*.safetensors")}
     assert parts == {"transformer", "vae", "extractor"}
 
 
-def test_a_run_pins_every_model(on_hub, tmp_path):
+def test_a_run_pins_every_model(hub, tmp_path):
     for name in ("model", "vae", "extractor"):
-        on_hub.push(f"someone/{name}", model_folder(tmp_path / name, name))
+        hub.push(f"someone/{name}", model_folder(tmp_path / name, name))
     model = {"path": "someone/model", "vae": "someone/vae"}
     config = pinned(load_config("digits", {"model": model, "embed.extractor": "someone/extractor"}))
     for place in (config.model.path, config.model.vae, config.embed.extractor):
         assert len(place.partition("@")[2]) == 40, place
 
 
-def test_missing_revision_is_refused_in_one_line(on_hub, tmp_path):
-    on_hub.push("someone/model", model_folder(tmp_path / "model", "model"))
+def test_missing_revision_is_refused_in_one_line(hub, tmp_path):
+    hub.push("someone/model", model_folder(tmp_path / "model", "model"))
     for name in ("someone/model@" + "0" * 40, "someone/model@v9", "nobody/model"):
         with pytest.raises(InputError, match=f"{name}: no such") as refused:
             resolve_model(name)

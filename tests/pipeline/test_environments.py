@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 
 import pytest
+from planned import config_of
 
 from ims3_ray.cluster.environment import (
     Environment,
@@ -13,7 +14,6 @@ from ims3_ray.cluster.environment import (
     versions,
 )
 from ims3_ray.cluster.resources import Machine, find_machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill.result import find_complete
@@ -114,10 +114,10 @@ def test_run_records_its_environment_and_strict_refuses_another(finished_run, mo
 
     monkeypatch.setattr("ims3_ray.cluster.resources.find_environment", lambda on_gpu: XEON)
     other = [*words, "select.alpha=0.123"]
-    strict = load_config("digits", parse_overrides([*other, "workers.strict=true"]))
+    strict = config_of(other, "workers.strict=true")
     assert find_complete(strict) is None
     with pytest.raises(InputError, match=r"workers\.strict"):
         run(strict, lambda _: pytest.fail("starts"))
     lines = []
-    prepare.prepare_runs([load_config("digits", parse_overrides(other))], lines.append)
+    prepare.prepare_runs([config_of(other)], lines.append)
     assert sum(XEON.name in line for line in lines) == 1

@@ -1,12 +1,10 @@
 """Cheap checks run before torch, Ray, images and the storage."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from planned import config_of
-from processes import environment
+from processes import python
 
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.errors import InputError
@@ -37,8 +35,7 @@ def test_cheap_checks_fail_before_heavy_imports_and_writes(tmp_path):
     storage = f"storage={tmp_path / 'runs'}"
     commands = [["distill", *more, storage, word] for word in WRONG for more in ([], ["--dry-run"])]
     commands.append(["evaluate", "--set=x", storage, "data.test=/nope", "data.train=/nope"])
-    words = [sys.executable, "-c", RUN, json.dumps(commands)]
-    done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = python(RUN, json.dumps(commands), cwd=tmp_path, timeout=100)
     assert json.loads(done.stdout) == [[2] * len(commands), []], done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == len(commands)

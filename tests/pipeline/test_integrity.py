@@ -3,11 +3,9 @@
 import json
 
 import pytest
+from planned import context_of
 
 from ims3_ray.cli import run_command
-from ims3_ray.cluster.resources import find_machine
-from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan, run_step
 from ims3_ray.storage.artifacts import MANIFEST
 from ims3_ray.storage.rows import part_names
@@ -24,9 +22,7 @@ def verify(storage, capsys):
 def test_damaged_parts_are_reported_and_only_they_are_computed_again(
     ray_cluster, tiny_overrides, tmp_path, capsys, lost
 ):
-    words = [*tiny_overrides, "embed.batch_size={cpu: 12, cuda: 12}"]
-    config = load_config("digits", parse_overrides(words))
-    context = prepare(config, find_machine(config.workers))
+    context = context_of(tiny_overrides, "embed.batch_size={cpu: 12, cuda: 12}")
     (planned,) = (step for step in plan(context, "embed") if step.stage.name == "embed")
     step = run_step(context, planned)
     out = step.directory
@@ -37,11 +33,11 @@ def test_damaged_parts_are_reported_and_only_they_are_computed_again(
     out.write(flipped, before[flipped][:100] + bytes(50) + before[flipped][150:])
     (out / (deleted if lost == "part" else MANIFEST)).delete()
     expected = {flipped, deleted} if lost == "part" else {flipped}
-    assert verify(config.storage, capsys) == (2, {f"{step.artifact}/{name}" for name in expected})
+    assert verify(context.config.storage, capsys) == (2, {f"{step.artifact}/{name}" for name in expected})
 
     again = run_step(context, step.refreshed())
     assert again.ran
     assert {name: out.read(name) for name in out.files() if name != MANIFEST} == before
     assert again.manifest["rows_made"] == 12 * len(expected)
     assert out.files()[kept].mtime_ns == time_of_kept
-    assert verify(config.storage, capsys) == (0, set())
+    assert verify(context.config.storage, capsys) == (0, set())

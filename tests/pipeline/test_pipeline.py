@@ -50,11 +50,6 @@ def history(result):
 
 
 @pytest.fixture(scope="module")
-def words(finished_run):
-    return finished_run[0]
-
-
-@pytest.fixture(scope="module")
 def result(finished_run):
     return finished_run[1]
 

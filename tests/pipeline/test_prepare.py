@@ -3,7 +3,6 @@
 import pytest
 from planned import config_of
 
-from ims3_ray.cli import run_command
 from ims3_ray.cluster import resources
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline import prepare
@@ -19,14 +18,12 @@ def prepared(*words):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_bucket_without_tracking_server_fails_before_a_cluster_starts(command, monkeypatch, capsys):
+def test_bucket_without_tracking_server_fails_before_a_cluster_starts(command, monkeypatch, refused):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(prepare, "connect", lambda: pytest.fail("a cluster was started"))
-    assert run_command(command, [BUCKET, *COMMANDS[command]]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: storage: s3://bucket/runs")
-    assert "MLFLOW_TRACKING_URI" in err
-    assert err.count("\n") == 1
+    line = refused(command, BUCKET, *COMMANDS[command])
+    assert line.startswith("error: storage: s3://bucket/runs")
+    assert "MLFLOW_TRACKING_URI" in line
 
 
 @pytest.mark.parametrize(

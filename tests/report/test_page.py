@@ -28,7 +28,7 @@ from ims3_ray.report.formatting import claim
 from ims3_ray.report.images import contact_sheet, data_uri
 from ims3_ray.report.inputs import shortened, shown_classes
 from ims3_ray.report.page import render
-from ims3_ray.report.plots import common_steps, subgroup_rows
+from ims3_ray.report.plots import subgroup_rows
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,3 @@ def test_map_is_bounded_and_keeps_the_selected_images(monkeypatch):
     assert sum(len(part) for part in points.points.values()) == MAX_POINTS
     assert np.array_equal(points.points["selected"], many["candidate_features"][:50].astype(np.float32))
     assert points.totals == {"selected": 50, "candidate": n - 50, "real": n}
-
-
-def test_curves_are_averaged_at_steps_that_all_seeds_have():
-    steps, table = common_steps([[[10, 0.1], [20, 0.2], [30, 0.3]], [[20, 0.4], [30, 0.5]]])
-    assert steps.tolist() == [20, 30]
-    assert table.tolist() == [[0.2, 0.3], [0.4, 0.5]]

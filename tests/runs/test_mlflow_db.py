@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from ims3_ray.cli import main
 from ims3_ray.errors import InputError
 from ims3_ray.runs import mlflow_db
 from ims3_ray.runs.mlflow_db import tracking_uri
@@ -37,16 +36,13 @@ def uri_of(tmp_path, monkeypatch):
         ("sqlite:///{here}/words", "is a file of another kind"),
     ],
 )
-def test_an_unusable_uri_is_rejected_in_one_line(uri_of, tmp_path, uri, expected, capsys):
+def test_an_unusable_uri_is_rejected_in_one_line(uri_of, tmp_path, uri, expected, refused):
     line = f"MLFLOW_TRACKING_URI: {re.escape(uri.format(here=tmp_path))} {expected}"
     with pytest.raises(InputError, match=f"^{line}"):
         uri_of(uri)
     open_storage(str(tmp_path / "runs"))
     for job in ("distill", "runs"):
-        assert main([job, f"storage={tmp_path}/runs"]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert re.fullmatch(f"error: {line}.*\n", err), err
+        assert re.fullmatch(f"error: {line}.*\n", refused(job, f"storage={tmp_path}/runs"))
 
 
 USABLE = "http://127.0.0.1:1 https://user:word@host databricks mysql+pymysql://host/runs"

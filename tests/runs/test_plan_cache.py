@@ -41,6 +41,16 @@ def test_files_and_fields_change_the_signature_but_workers_do_not(words, tmp_pat
     assert len(set(found)) == 9
 
 
+def test_a_single_file_of_images_changes_the_signature(words, tmp_path):
+    table = tmp_path / "train.parquet"
+    table.write_bytes(b"1")
+    found = [signature(words, f"data.train={table}")]
+    os.utime(table, ns=(0, 0))
+    found.append(signature(words, f"data.train={table}"))
+    assert None not in found
+    assert found[0] != found[1]
+
+
 def test_inputs_without_file_stats_have_no_signature(words, tmp_path, monkeypatch):
     assert signature(words, "model.path=some/model") is None
     assert signature(words, f"model.path=some/model@{'0' * 40}") is not None

@@ -1,8 +1,8 @@
 """Records of needed artefacts: three kinds, written before the first stage."""
 
 import pytest
+from planned import config_of
 
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.jobs.distill.status import read_status
@@ -50,7 +50,7 @@ def test_a_distillation_records_its_artefacts_before_the_first_stage_also_when_i
         raise KeyboardInterrupt
 
     monkeypatch.setattr(distillation, "run_step", look)
-    config = load_config("digits", parse_overrides(tiny_overrides))
+    config = config_of(tiny_overrides)
     storage = open_directory(config.storage)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -6,10 +6,10 @@ import numpy as np
 import planned
 import pytest
 import torch
+from flat import opened
 
 from ims3_ray import load_distilled, score
 from ims3_ray.config.load import load_config
-from ims3_ray.data.images import open_images
 from ims3_ray.data.sources import PARQUET
 from ims3_ray.data.transforms import decode, resize_and_crop
 from ims3_ray.errors import InputError
@@ -17,17 +17,11 @@ from ims3_ray.evaluation.results import evaluation_lines
 from ims3_ray.method.packing import cut, unpack
 from ims3_ray.stages.base import count_forward
 from ims3_ray.storage import schemas
-from ims3_ray.storage.artifacts import open_storage
 from ims3_ray.storage.rows import read_rows
 
 PACKED = ("packing.factor=2", "ipc=1", "sample.pool_ipc=6")  # 4 of the tiny run's 6 images per subgroup
 REFINE = ("refine.steps=3", "refine.space=pixel", "refine.objective=embeddings")
 FRESH = ("probe.count=0", "refine.real_batch=5")
-
-
-@pytest.fixture(scope="module")
-def words(finished_run):
-    return finished_run[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +32,6 @@ def packed(words):
 @pytest.fixture(scope="module")
 def distilled(packed):
     return packed["distilled"].directory
-
-
-def opened(place, storage):
-    return open_images(place, open_storage(str(storage)), name="--set mine", seed=0, max_bad_fraction=0.0)
 
 
 def pixels(png):
@@ -99,7 +89,7 @@ def test_a_loaded_set_is_unpacked_and_scores_as_the_run_says(packed, distilled, 
 def test_every_reader_unpacks_and_the_stored_images_come_with_a_warning(distilled, tmp_path):
     loaded = load_distilled(distilled.uri)
     for place in (distilled.uri, f"{distilled.uri}/train"):
-        found = opened(place, tmp_path)
+        found = opened(place, tmp_path, "--set mine")
         assert found.labels.tolist() == loaded.targets
         read = [resize_and_crop(decode(found.directory.read(path)), 16) for path in found.paths]
         assert all(
@@ -113,7 +103,7 @@ def test_every_reader_unpacks_and_the_stored_images_come_with_a_warning(distille
 def test_a_packed_parquet_file_without_its_statement_is_refused(distilled, tmp_path):
     (tmp_path / "mine.parquet").write_bytes(distilled.read(PARQUET))
     with pytest.raises(InputError, match=r"mine\.parquet states packing_factor 2"):
-        opened(f"{tmp_path}/mine.parquet", tmp_path / "storage")
+        opened(tmp_path / "mine.parquet", tmp_path, "--set mine")
 
 
 @pytest.mark.parametrize(

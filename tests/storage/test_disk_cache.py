@@ -1,13 +1,12 @@
 """Rows cached on disk: equal values, filled once, removed after use."""
 
-import subprocess
-import sys
 import tempfile
 import textwrap
 import tracemalloc
 
 import numpy as np
 import pytest
+from processes import python
 
 from ims3_ray.errors import InputError
 from ims3_ray.storage.disk_cache import cache_folder, open_cache, remove_unused
@@ -81,7 +80,7 @@ def test_rows_of_a_killed_process_are_reused_or_removed_before_the_next_fill(tmp
         open_cache("left", lambda: [{{"label": np.arange(2)}}], 1)
         os.kill(os.getpid(), 9)
     """
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)]).returncode == -9
+    assert python(textwrap.dedent(script)).returncode == -9
     assert (cache_folder() / "left").is_dir()
     used = open_cache("used", parts, 1)
     assert not (cache_folder() / "left").exists()

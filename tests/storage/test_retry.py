@@ -15,7 +15,7 @@ from pyarrow import fs
 from tenacity import wait_exponential
 
 from ims3_ray import cli
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, OutageError
 from ims3_ray.storage import retry
 from ims3_ray.storage.artifacts import Directory, open_directory
 
@@ -123,7 +123,7 @@ def test_retries_end_after_the_limit_and_the_next_operation_gets_no_new_limit(bu
     failing.left = 10**6
     for seconds in (retry.MAX_RETRY_S, 0.0):
         before = sum(clock)
-        with pytest.raises(InputError, match=r"^s3://bucket.*SLOW_DOWN"):
+        with pytest.raises(OutageError, match=r"^s3://bucket.*SLOW_DOWN"):
             bucket.read("a")
         assert sum(clock) - before == seconds
         assert max(clock) <= retry.MAX_PAUSE_S

@@ -20,6 +20,7 @@ class Hub:
     def __init__(self):
         # "models/org/name" → commit → file → content
         self._commits: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.private = set[str]()
 
     def push(self, hub_id: str, folder: Path, kind: str = "models") -> str:
         """Commit the content of `folder` to the repository's main. Returns the commit."""
@@ -64,6 +65,8 @@ class Hub:
             asked = json.loads(body)
             repository = f"{asked['type']}s/{asked['organization']}/{asked['name']}"
             self._commits.get(repository) or self._commit(repository, {})
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.private.add(repository)
             return {"url": f"https://huggingface.co/{repository}"}
         asked = re.fullmatch(r"/api/(\w+/\w+/[\w.-]+)/(preupload|commit)/main", path)
         if asked is None:

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from processes import ROOT
+
 from benchmarks.__main__ import parser_of
 from ims3_ray.cli import COMMANDS
 from ims3_ray.config import load, settings
@@ -20,7 +22,6 @@ from ims3_ray.jobs.share.push import parse_target
 from ims3_ray.jobs.sweep.rows import named_rows
 from ims3_ray.jobs.sweep.search_space import read_space
 
-ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

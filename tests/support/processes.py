@@ -1,6 +1,7 @@
 """Jobs as a person would start them: processes, by their words."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,21 @@ def finished(name, *words, **options):
     process = job(name, *words, **options)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
+
+
+def started_until(mark, name, *words, **options):
+    """Start a job and wait for a line with this pattern; returns the process."""
+    process = job(name, *words, **options)
+    assert any(re.search(mark, line) for line in process.stdout), process.stderr.read()
+    return process
+
+
+def python(script, *words, **options):
+    """Run a script to its end; returns what `subprocess.run` does."""
+    options = {"env": environment()} | options
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, **options
+    )
 
 
 def images(distilled):

@@ -69,10 +69,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     order, views = generator_for(SEED, "batches"), generator_for(SEED, "augmentations")
     rows = list(islice(batch_rows(BUDGET, len(labels), order), STEPS))
     return [
-        (
-            cutmix(train.augment(pixels[r], PROTOCOL, views), labels[r], PROTOCOL.cutmix, views)[0],
-            labels[r],
-        )
+        (cutmix(train.augment(pixels[r], PROTOCOL, views), labels[r], PROTOCOL.cutmix, views)[0], labels[r])
         for r in rows
     ]
 

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import planned
 import psutil
 import ray
 import warm
@@ -23,7 +24,6 @@ from ray._private.state import available_resources_per_node
 from ray.cluster_utils import Cluster
 
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.pipeline import prepare
 
@@ -133,7 +133,7 @@ def main(out: Path, nodes: int, gpus: int, words: list[str]) -> None:
 
     distillation.run_step, prepare.find_machine = measured, machine
     with warm.workers(), cluster(nodes, gpus):
-        distillation.run(load_config("digits-paper", parse_overrides(words)))
+        distillation.run(planned.config_of(words, recipe="digits-paper"))
     out.write_text(json.dumps([asdict(usage) for usage in table]))
 
 

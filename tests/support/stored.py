@@ -1,7 +1,8 @@
-"""Artefacts of given columns."""
+"""Artefacts of given columns, and distilled sets of given images."""
 
 import numpy as np
 
+from ims3_ray.data.distilled import to_table, write_parquet, write_pngs
 from ims3_ray.storage.artifacts import complete, open_directory
 from ims3_ray.storage.rows import read_index
 from ims3_ray.storage.schemas import FEATURES, to_parquet
@@ -20,6 +21,12 @@ def artefact_of(folder, table, columns, size=7):
         directory.write(f"part-{part:05d}.parquet", to_parquet(own, table))
     complete(directory, {"rows": len(rows)})
     return directory
+
+
+def write_set(out, images, classes, ipc, **details):
+    """Writes a complete distilled set, each image in a block of its own."""
+    write_parquet(out, lambda: [to_table([image], classes, ipc) for image in images])
+    complete(out, details | {"images": write_pngs(out, images, classes, ipc)})
 
 
 def features_of(features, labels, folder):

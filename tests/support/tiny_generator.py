@@ -15,6 +15,10 @@ NAMES = [f"class {label}" for label in range(10)]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def small_dit(**changes) -> DiT:
     sizes = {
         "sample_size": 8,
@@ -24,11 +28,7 @@ def small_dit(**changes) -> DiT:
         "num_classes": 10,
         "frequency_shift": 1.0,
     }
-    return (
-        DiT(DiTConfig(**sizes | changes))
-        .initialize(torch.Generator().manual_seed(0), zero_outputs=False)
-        .eval()
-    )
+    return DiT(DiTConfig(**sizes | changes)).initialize(seeded(0), zero_outputs=False).eval()
 
 
 def small_vae(**changes) -> AutoencoderKL:
@@ -40,7 +40,7 @@ def small_vae(**changes) -> AutoencoderKL:
 
 
 def inputs(num_classes: int = 10):
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     return (
         torch.randn(3, 4, 8, 8, generator=generator),
         torch.tensor([0, 500, 999]),
@@ -73,7 +73,7 @@ def small_adapter(path, own_classes=None, frequency_shift=None, **changes):
     dit = small_dit(**changes)
     difffit.prepare(dit)
     values = difffit.trainable(dit)
-    draws = torch.Generator().manual_seed(3)
+    draws = seeded(3)
     tuned = {
         which: {name: v.detach() + 0.3 * torch.randn(v.shape, generator=draws) for name, v in values.items()}
         for which in ("last", "ema")
@@ -82,10 +82,6 @@ def small_adapter(path, own_classes=None, frequency_shift=None, **changes):
     save_adapter(directory, tuned["last"], tuned["ema"])
     complete(directory, {"stage": "finetune", "own_classes": own_classes, "frequency_shift": frequency_shift})
     return tuned
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def striped(per_class, seed, side=8):

@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 from pages import evaluation, png, selection
+from stored import write_set
 
 from ims3_ray.config.load import load_config
-from ims3_ray.data.distilled import DistilledImage, to_table, write_parquet, write_pngs
+from ims3_ray.data.distilled import DistilledImage
 from ims3_ray.evaluation.results import headline_metrics
 from ims3_ray.runs import tags
 from ims3_ray.runs.event_log import EventLog
@@ -46,12 +47,11 @@ def make_artifacts(storage) -> None:
     _write_rows(places["refined"], refined, schemas.REFINED)
     keys = np.stack([refined[name] for name in ("label", "place", "subgroup", "index", "seed")], axis=1)
     images = [DistilledImage(*row, data) for row, data in zip(keys.tolist(), refined["image"], strict=True)]
-    entries = write_pngs(places["distilled"], images, CLASSES, 2)
-    write_parquet(places["distilled"], lambda: [to_table(images, CLASSES, 2)])
+    write_set(places.pop("distilled"), images, CLASSES, 2, **DETAILS)
     places["evaluation"].write_json("evaluation.json", evaluation())
     places["report"].write("index.html", REPORT)
-    for noun, place in places.items():
-        complete(place, DETAILS | ({"images": entries} if noun == "distilled" else {}))
+    for place in places.values():
+        complete(place, DETAILS)
 
 
 def _write_rows(place, rows, table) -> None:

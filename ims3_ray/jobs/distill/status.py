@@ -56,12 +56,12 @@ def _plan(config: Config, storage: Directory) -> tuple[str, list[tuple[str, str]
 
     If it has not started, takes the same configuration's run on another device: GPUs may be elsewhere.
     """
-    from ims3_ray.cluster.resources import find_machine  # takes seconds
+    from ims3_ray.cluster.resources import expect_gpu, find_machine  # takes seconds
     from ims3_ray.pipeline.prepare import prepare
     from ims3_ray.pipeline.steps import plan
 
-    machine, key = find_machine(config.workers, wait=False), fingerprint(config.identity())
-    steps = plan(prepare(config, machine))
+    machine = find_machine(expect_gpu(config.workers), wait=False)
+    steps, key = plan(prepare(config, machine)), fingerprint(config.identity())
     name = f"{config.recipe}-{steps[-1].fingerprint}"
     found = (storage / "runs").folders()
     for run in found if name not in found else []:

@@ -14,6 +14,7 @@ audited for leaks and wrong labels. As many real images are scored beside them.
 
 import argparse
 import re
+from functools import partial
 
 from ims3_ray.config.load import load_settings, parse_overrides
 from ims3_ray.config.settings import Evaluating
@@ -42,21 +43,12 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_settings(Evaluating, parse_overrides(arguments.overrides))
     locations = parse_sets(arguments.sets)
     check_inputs(config)
-    with spinner("imports"):  # heavy: Ray
-        from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
-
-    check_device(config.workers)
     out, name = open_result(arguments.out)
-    with spinner("imports"):  # heavy: torch, faiss
-        from . import run as evaluating
+    with spinner("imports"):  # heavy: Ray, torch, faiss
+        from .run import evaluate
 
-    with spinner("start"):
-        if has_address():  # the cluster's nodes inspect the images
-            connect()
-        prepared = evaluating.prepare(config, locations, plain=arguments.augmentation_robust)
-        check_writable(out, f"--out: {out.uri}")
-        connect(config.workers)
-    document = evaluating.score(prepared, find_machine(config.workers), trust_labels=arguments.trust_labels)
+    options = {"plain": arguments.augmentation_robust, "trust_labels": arguments.trust_labels}
+    document = evaluate(config, locations, **options, ready=partial(check_writable, out, f"--out: {out.uri}"))
     out.write_json(name, document)
     warnings = [f"warning: {line}" for line in document["audit"]["warnings"]]
     print("", *evaluation_lines(document), *score_lines(document), "", sep="\n")

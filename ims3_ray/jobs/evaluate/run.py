@@ -1,7 +1,7 @@
 """Evaluate image sets from outside: audit, classifiers, baselines of real images, coverage."""
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypedDict
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ims3_ray.cluster.environment import hardware, versions
-from ims3_ray.cluster.resources import Machine
+from ims3_ray.cluster.resources import Machine, check_device, connect, find_machine, has_address
 from ims3_ray.config.settings import Evaluating
 from ims3_ray.data.folders import READERS
 from ims3_ray.data.images import ImageSet, open_labelled
@@ -23,6 +23,7 @@ from ims3_ray.evaluation.statistics import augmentation_robust_score
 from ims3_ray.models.extractor import inspect_extractor, load_extractor
 from ims3_ray.pipeline.inputs import check_splits, image_places
 from ims3_ray.pipeline.prepare import content_of, open_splits, pinned
+from ims3_ray.progress import spinner
 from ims3_ray.stages.embed import embed_images
 from ims3_ray.stages.evaluate import compare
 from ims3_ray.stages.evaluate.classifiers import check_networks, classifier_seeds, train_all
@@ -67,6 +68,29 @@ class Scored(Evaluation):
     settings: Mapping[str, object]
     versions: Mapping[str, str]
     hardware: Mapping[str, object]
+
+
+def evaluate(
+    config: Evaluating,
+    locations: Mapping[str, str],
+    *,
+    plain: bool = False,
+    trust_labels: bool = False,
+    ready: Callable[[], None] = lambda: None,
+) -> Scored:
+    """Check the sets at `locations` (by name), join or start a cluster, and score.
+
+    `ready()` is called after the checks, before a cluster starts. The options are those of `prepare` and
+    `score`.
+    """
+    check_device(config.workers)
+    with spinner("start"):
+        if has_address():  # the cluster's nodes inspect the images
+            connect()
+        prepared = prepare(config, locations, plain=plain)
+        ready()
+        connect(config.workers)
+    return score(prepared, find_machine(config.workers), trust_labels=trust_labels)
 
 
 def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = False) -> Prepared:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.load import load_settings, override_words, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
@@ -46,10 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
     if data.train is None:
         raise InputError("data.train: is missing; give class folders or a Hugging Face data set")
     with spinner("imports"):  # heavy, and not needed to refuse bad input
-        from ims3_ray.cluster.resources import connect, find_machine, has_address
-        from ims3_ray.data.images import open_images
+        from ims3_ray.cluster.resources import connect, expect_gpu, find_machine, has_address
         from ims3_ray.data.named import is_named, with_root
         from ims3_ray.pipeline.inputs import check_storage_outside
+        from ims3_ray.pipeline.prepare import open_splits
 
         from .rows import split_images
         from .run import Pretraining, check_network
@@ -60,17 +60,16 @@ def run(arguments: argparse.Namespace) -> None:
         if has_address():  # the cluster's nodes then decode the images
             connect()
         storage = open_storage(config.storage)
-        shared = {"seed": config.seed, "max_bad_fraction": data.max_bad_fraction, "classes": data.classes}
-        images = open_images(with_root(data.train, data.root), storage, name="data.train", **shared)
-        if data.validation_split:
-            images, _ = images.split(data.validation_split)
+        places = {"train": with_root(data.train, data.root)}
+        images = open_splits(places, data, config.seed, storage)["train"]
         check_network(config, len(images.classes))
         split_images(config, images)
         if not is_query:
             check_writable(open_directory(str(out.parent)), f"--out: {out.parent}")
             connect(config.workers)
 
-    pretraining = Pretraining(config, images, storage, find_machine(config.workers, wait=not is_query))
+    workers = expect_gpu(config.workers) if arguments.status else config.workers
+    pretraining = Pretraining(config, images, storage, find_machine(workers, wait=not is_query))
     if is_query:
         print("\n".join(_plan(pretraining) if arguments.dry_run else pretraining.status()))
         return
@@ -81,18 +80,18 @@ def run(arguments: argparse.Namespace) -> None:
         print("{0.headline}. {0.detail}".format(quality.claim()))
         if quality.problem:
             raise InputError(f"{quality.problem}; the model and quality.html are in {out}")
-    distill = shell_command("distill", *(f"{field}={value}" for field, value in _fields(config, out).items()))
+    distill = shell_command("distill", *override_words(distil_fields(config, out)))
     places = {"model": str(out)} | ({"quality": f"{out}/quality.html"} if quality else {})
     print("", *result_lines(places, {"distil": distill}), sep="\n")
 
 
-def _fields(config: Pretrain, out: Path) -> Mapping[str, object]:
-    """Return a run's fields for the models."""
-    data, fields = config.data, {"model.path": out, "embed.extractor": out, "storage": config.storage}
-    classes = data.classes and f"[{','.join(data.classes)}]"
-    named = {"train": data.train, "root": data.root, "classes": classes, "test": data.test}
-    named |= {"validation_split": data.validation_split, "mirror": str(data.mirror).lower()}
-    fields |= {f"data.{name}": value for name, value in named.items() if value}
+def distil_fields(config: Pretrain, out: Path) -> Mapping[str, object]:
+    """Return the fields of a run that distils with the models in `out`."""
+    data = config.data
+    fields = {"model.path": str(out), "embed.extractor": str(out), "storage": config.storage}
+    named = {"train": data.train, "root": data.root, "classes": data.classes, "test": data.test}
+    named |= {"validation_split": data.validation_split or None, "mirror": data.mirror}
+    fields |= {f"data.{name}": value for name, value in named.items() if value is not None}
     if not data.test:
         fields["evaluate.protocol"] = "quick-val" if data.validation_split else "none"
     return fields if data.test or data.validation_split else fields | {"probe.protocol": "quick"}

@@ -3,10 +3,10 @@
 import contextlib
 import re
 
+from ims3_ray.config.base import flatten
 from ims3_ray.config.load import load_config, read_yaml
 from ims3_ray.errors import InputError
 from ims3_ray.runs import tags
-from ims3_ray.runs.mlflow_tracker import flatten
 
 CONDITION = re.compile(r"([A-Za-z_][\w./-]*)\s*(!=|>=|<=|=|>|<)\s*(.+)")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

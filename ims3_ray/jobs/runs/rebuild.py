@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, OutageError
 from ims3_ray.evaluation.results import CURVE, mean_curve
 from ims3_ray.jobs.distill.recorder import log_outputs, log_stage
 from ims3_ray.pipeline.steps import STAGES, Step
@@ -41,6 +41,8 @@ def rebuild(
         try:
             record = storage.read_json(f"runs/{name}/run.json")
             written += _write_run(storage, name, record, Tracker(tracked, print_line, dict), with_files)
+        except OutageError:
+            raise
         except (InputError, LookupError, TypeError, AttributeError, ValueError) as error:
             print_line(f"warning: runs/{name} is skipped: its record is unreadable ({error})")
     return written

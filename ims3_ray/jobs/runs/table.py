@@ -3,14 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from ims3_ray.display import align_columns
-from ims3_ray.runs.query import (
-    BestRun,
-    Differences,
-    Run,
-    metric_value,
-    objectives,
-    swept_fields,
-)
+from ims3_ray.runs.query import BestRun, Differences, Run, metric_value, objectives, swept_fields
 
 FACTS = ("kind", "protocol", "status")
 PARAMS = {"ipc": "ipc", "G": "sample.subgroups", "seed": "seed"}  # heading → parameter

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, OutageError
 from ims3_ray.progress import BAR_DELAY_S, bar
 from ims3_ray.stages import embed
 from ims3_ray.storage.artifacts import Directory
@@ -64,6 +64,8 @@ def _damaged_state_files(storage: Directory) -> Iterator[Damage]:
             if name.endswith(".json") and "/tune/" not in name:  # Tune's hold lines of JSON
                 try:
                     storage.read_json(f"{top}/{name}")
+                except OutageError:
+                    raise
                 except InputError:
                     yield Damage("", f"{top}/{name}", "holds no JSON")
 

@@ -124,13 +124,6 @@ def agrees(stated: Accuracies, measured: Accuracies) -> bool:
 def _score(config: Evaluating, sets: Mapping[str, str], *, trust_labels: bool) -> "Scored":
     """Evaluate as `ims3 evaluate` does, with its checks."""
     with spinner("imports"):  # heavy: Ray, faiss
-        from ims3_ray.cluster.resources import check_device, connect, find_machine, has_address
-        from ims3_ray.jobs.evaluate import run as evaluating
+        from ims3_ray.jobs.evaluate.run import evaluate
 
-    check_device(config.workers)
-    with spinner("start"):
-        if has_address():  # the cluster's nodes inspect the images
-            connect()
-        prepared = evaluating.prepare(config, sets)
-        connect(config.workers)
-    return evaluating.score(prepared, find_machine(config.workers), trust_labels=trust_labels)
+    return evaluate(config, sets, trust_labels=trust_labels)

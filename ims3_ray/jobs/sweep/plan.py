@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ims3_ray.config.load import load_config
+from ims3_ray.config.base import flatten
+from ims3_ray.config.load import load_config, override_words
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, validation_name
-from ims3_ray.runs.mlflow_tracker import flatten
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
 from ims3_ray.stages.evaluate.teacher import is_soft
 from ims3_ray.storage.artifacts import fingerprint
@@ -213,7 +213,7 @@ def row_sweep(
 
 def as_words(values: Mapping[str, Value]) -> str:
     """Values as command-line words."""
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    return " ".join(override_words(values))
 
 
 def trial_key(values: Mapping[str, Value]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ims3_ray.config.load import accepts, check_field, read_yaml
+from ims3_ray.config.load import check_field, load_config, read_yaml
 from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -156,8 +156,17 @@ def read_space(words: Sequence[str], recipe: str, overrides: Mapping[str, Value]
                 f"--space {field}: can't be swept, trials would not compare; "
                 "give it as an override for all of them"
             )
-        domains[field] = _read_domain(field, domain, partial(accepts, recipe, overrides, field))
+        domains[field] = _read_domain(field, domain, partial(_accepts, recipe, overrides, field))
     return Space(domains)
+
+
+def _accepts(recipe: str, overrides: Mapping[str, Value], field: str, value: Value) -> bool:
+    """Whether `value` is valid for `field`, apart from conflicts with other fields."""
+    try:
+        load_config(recipe, {**overrides, field: value})
+    except InputError as error:
+        return not any(part.strip().startswith(f"{field}:") for part in str(error).split("; "))
+    return True
 
 
 def _read_domain(field: str, domain: str, is_accepted: Callable[[Value], bool]) -> Choice | Range:

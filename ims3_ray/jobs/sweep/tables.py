@@ -14,11 +14,7 @@ from .results import Document
 PACKED = "packed: several images in the pixels of one"
 COLUMNS, NAME = 80, 23  # characters of a line, and of a row's name in it
 IPCS_PER_LINE = 3
-POOL_HEADS = {
-    "coverage": "coverage",
-    "low_density_coverage": "low-density",
-    "copy_rate": "copy rate",
-}
+POOL_HEADS = {"coverage": "coverage", "low_density_coverage": "low-density", "copy_rate": "copy rate"}
 
 
 def comparison_lines(document: Document) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 from markupsafe import Markup
 
 from ims3_ray.config.data import Data
-from ims3_ray.config.load import subject_of
+from ims3_ray.config.load import subject
+from ims3_ray.config.settings import Config
 from ims3_ray.display import noun, one_line
 from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.distill.status import BEGUN, COMPLETE, DAMAGED, describe_stage
@@ -104,7 +105,8 @@ def total_seconds(run: Run) -> float | None:
 @functools.cache
 def _subject(recipe: str, train: str | None) -> str:
     """The subject of a run, from its recipe's name and its training images."""
-    return subject_of(recipe, Data.model_construct(train=train)) if train else recipe
+    data = Data.model_construct(train=train)
+    return subject(Config.model_construct(recipe=recipe, data=data)) if train else recipe
 
 
 class StageRow(TypedDict):

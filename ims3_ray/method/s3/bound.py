@@ -80,7 +80,7 @@ def trws_bound(selection: Selection, shards: Shards, objective: Objective, run: 
     """Return the best bound of the TRW-S passes. One task, because classes are visited in turn."""
     weight, sizes = objective.pair_weight(len(selection.choice)), shards.sizes()
     arguments = (
-        fetch_pools(shards, 0, len(sizes), sizes),
+        fetch_pools(shards, sizes),
         shards.attractions(),
         selection.choice,
         objective.alpha / weight,

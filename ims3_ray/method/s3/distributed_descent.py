@@ -21,14 +21,7 @@ from .objective import (
     pair_separation,
     pick,
 )
-from .shard import (
-    History,
-    Moves,
-    PerCandidate,
-    Shard,
-    first_minimum,
-    offsets_of,
-)
+from .shard import History, Moves, PerCandidate, Shard, first_minimum, offsets_of
 
 MAX_TABLE_VALUES = 25_000_000  # pairs of a candidate and a class: a table of 100 MB
 ACCEPT_BLOCK = 256  # moves whose interactions are computed together
@@ -58,8 +51,8 @@ class Shards(Protocol):
         """Return the centroids that `choice` selects."""
         ...
 
-    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "R D"]:
-        """Return the candidates of classes start ... stop - 1 as one array, which is fast to send."""
+    def candidates(self) -> Float32[np.ndarray, "R D"]:
+        """Return all candidates as one array, which is fast to send."""
         ...
 
     def propose(self, history: History, tolerance: float) -> Moves:
@@ -96,7 +89,7 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
     weight = objective.pair_weight(len(sizes))
     closest = first_minimum(attractions, offsets, slack=1e-9) - offsets[:-1]
     is_small = len(sizes) * sizes.sum() <= MAX_TABLE_VALUES
-    pools = fetch_pools(shards, 0, len(sizes), sizes) if is_small else None
+    pools = fetch_pools(shards, sizes) if is_small else None
 
     def centroids_of(choice: Choice) -> Centroids:
         return shards.centroids(choice) if pools is None else pick(pools, choice)
@@ -127,11 +120,9 @@ def solve(shards: Shards, objective: Objective, *, restarts: int = 0, seed: int 
     return best
 
 
-def fetch_pools(
-    shards: Shards, start: int, stop: int, sizes: Int[np.ndarray, " C"]
-) -> list[Float32[np.ndarray, "_ _"]]:
-    """Return the candidates (G_i, D) of each of the classes start ... stop - 1; `sizes` are G_i."""
-    return np.split(shards.candidates(start, stop), np.cumsum(sizes[start:stop])[:-1])
+def fetch_pools(shards: Shards, sizes: Int[np.ndarray, " C"]) -> list[Float32[np.ndarray, "_ _"]]:
+    """Return the candidates (G_i, D) of each class; `sizes` are G_i."""
+    return np.split(shards.candidates(), np.cumsum(sizes)[:-1])
 
 
 def descend(

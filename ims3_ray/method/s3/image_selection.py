@@ -41,6 +41,7 @@ from .shard import History, Moves, check_candidates
 
 SHORTLIST = 64  # swaps, the best by first order, that are computed exactly before all others
 BLOCK_VALUES = 1_000_000  # values of a block of swaps × classes
+BLOCK_COVERS = 2**24  # values of a block of candidates × real images
 Chosen = Int[np.ndarray, " K"]
 Choice = Int[np.ndarray, "C K"]
 Table = Float64[np.ndarray, "N M"]
@@ -97,8 +98,13 @@ def ball_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"],
 
 def closeness_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:
     """Return 1 - |f - x| / 2, in [0, 1], of each image and each real image; features of unit length."""
-    products = images.astype(np.float64) @ real.astype(np.float64).T
-    return 1 - np.sqrt(np.maximum(2 - 2 * products, 0)) / 2
+    table = images.astype(np.float64) @ real.astype(np.float64).T
+    table *= -2  # in place: a large class's table takes a gigabyte
+    table += 2
+    np.sqrt(np.maximum(table, 0, out=table), out=table)
+    table /= -2
+    table += 1
+    return table
 
 
 def covered_share(covers: Table, chosen: Chosen) -> float:
@@ -263,11 +269,14 @@ def coverage_changes(
     values = np.sort(covers[chosen], axis=0)
     best = values[-1]
     second = values[-2] if len(chosen) > 1 else np.zeros_like(best)
-    new = covers[free]
-    gained = np.maximum(new - best, 0).sum(axis=1)
-    taken_over = np.minimum(np.maximum(second, new) - best, 0)  # (F, M), if the best is replaced
-    is_best = covers[chosen].argmax(axis=0) == np.arange(len(chosen))[:, None]
-    return (gained + is_best.astype(np.float64) @ taken_over.T) / len(best)
+    is_best = (covers[chosen].argmax(axis=0) == np.arange(len(chosen))[:, None]).astype(np.float64)
+    blocks: list[np.ndarray] = []
+    for rows in np.array_split(free, -(-len(free) * len(best) // BLOCK_COVERS)):
+        new = covers[rows]
+        gained = np.maximum(new - best, 0).sum(axis=1)
+        taken_over = np.minimum(np.maximum(second, new) - best, 0)  # (F, M), if the best is replaced
+        blocks.append(gained + is_best @ taken_over.T)
+    return np.concatenate(blocks, axis=1) / len(best)
 
 
 def _unit(rows: Float32[np.ndarray, "K D"]) -> Float32[np.ndarray, " D"]:

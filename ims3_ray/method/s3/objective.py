@@ -16,7 +16,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
@@ -129,13 +129,8 @@ def own_logs(
     return np.log(np.maximum(distances, 0 if epsilon else COINCIDENT) + epsilon)
 
 
-class Separation(NamedTuple):
-    total: float  # Σ_{i<j} log(d_ij + ε)
-    coincident: tuple[int, int] | None  # two classes whose centroids coincide, if ε is 0
-
-
-def pair_separation(chosen: Centroids, epsilon: float) -> Separation:
-    """Sum log distances over all pairs of the centroids, in double precision, by blocks of rows."""
+def pair_separation(chosen: Centroids, epsilon: float) -> tuple[float, tuple[int, int] | None]:
+    """Return Σ_{i<j} log(d_ij + ε) in double precision, and two classes that coincide if ε is 0."""
     chosen, ids, total = chosen.astype(np.float64), np.arange(len(chosen)), 0.0
     coincident: tuple[int, int] | None = None
     for start in range(0, len(chosen), BLOCK):
@@ -145,7 +140,7 @@ def pair_separation(chosen: Centroids, epsilon: float) -> Separation:
         row, column = np.unravel_index(int(logs.argmin()), logs.shape)
         if not epsilon and coincident is None and logs[row, column] < LOG_COINCIDENT:
             coincident = (start + int(row), start + int(column))
-    return Separation(total, coincident)
+    return total, coincident
 
 
 def log_distances(

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
-from numpy.typing import ArrayLike
 
 from .bound import TaskRunner, certify
 from .branch_and_bound import MAX_ROWS, branch_and_bound
@@ -18,17 +17,7 @@ MAX_PROVED = 200  # subgroups in total up to which solver "auto" is exact
 Answer = TypeVar("Answer")
 
 
-@runtime_checkable
-class Tensor(Protocol):
-    """The part of a torch tensor that `select` uses; torch itself is not imported."""
-
-    def detach(self) -> "Tensor": ...
-    def cpu(self) -> "Tensor": ...
-    def double(self) -> "Tensor": ...
-    def numpy(self) -> np.ndarray: ...
-
-
-Features = ArrayLike | Tensor  # (rows, D)
+Features = Any  # an array or a torch tensor (rows, D)
 
 
 def select(  # noqa: PLR0913 the fields of select.*, by name
@@ -117,7 +106,7 @@ def minimise(
     if not exact:
         return solve(shards, objective, restarts=restarts, seed=seed)
     sizes = shards.sizes()
-    problem = fetch_pools(shards, 0, len(sizes), sizes), shards.real(), objective
+    problem = fetch_pools(shards, sizes), shards.real(), objective
     return run(partial(branch_and_bound, restarts=restarts, seed=seed), [problem])[0]
 
 
@@ -127,6 +116,6 @@ def run_here(function: Callable[..., Answer], arguments: Sequence[tuple[object, 
 
 
 def _array(rows: Features) -> np.ndarray:
-    if isinstance(rows, Tensor):
+    if hasattr(rows, "detach"):  # torch itself is not imported
         return rows.detach().cpu().double().numpy()
     return np.asarray(rows)

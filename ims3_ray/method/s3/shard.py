@@ -110,10 +110,8 @@ class Shard:
     def centroids(self, choice: Choice) -> Float32[np.ndarray, "n D"]:
         return pick(self._candidates, choice[self._ids])
 
-    def candidates(self, start: int, stop: int) -> Float32[np.ndarray, "r D"]:
-        first = self._ids.start
-        own = self._candidates[max(start - first, 0) : max(stop - first, 0)]
-        return np.concatenate(own) if len(own) else self._candidates[0][:0]
+    def candidates(self) -> Float32[np.ndarray, "R D"]:
+        return np.concatenate(self._candidates)
 
     def series_bounds(self, choice: Choice, chosen: Float32[np.ndarray, "C D"]) -> Float64[np.ndarray, "n O"]:
         from .bound import class_bounds  # which imports this module

@@ -23,8 +23,6 @@ CORESETS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "k_medoids": lambda x, count, _: k_medoids(x, count),
 }
 SEEDED = ("random", "medoids")  # one choice per seed; the others share one for all seeds
-METRICS = ("coverage", "low_density_coverage", "deciles", "density", "precision", "recall")
-METRICS += ("copy_rate", "nearest", "least_nearest", "vendi", "kid")
 MAX_TASKS = 256  # whose keys are in flight at once; more than most clusters have CPUs
 TARGET_TASKS = 64  # many classes are grouped into about this number of tasks, which share files
 MAX_ROWS = 10_000  # real images per task, whose features are in memory
@@ -64,7 +62,7 @@ def ceiling(real: Index, count: int, neighbours: int, classes: Sequence[str]) ->
 def measure_coverage(
     real: Index, sets: Mapping[str, Index], neighbours: int, classes: Sequence[str]
 ) -> dict[str, Values]:
-    """METRICS of method.coverage for each set, averaged over the classes.
+    """The metrics of method.coverage for each set, averaged over the classes.
 
     Raises InputError if a class has too few real images or a set has none of a class.
     """
@@ -85,8 +83,7 @@ def measure_coverage(
         for label in range(len(rows))
     )
     by_class = _map_classes("coverage", measure, real, rows, of_class)
-    means = {name: class_mean({label: of[name] for label, of in enumerate(by_class)}) for name in sets}
-    return {name: {metric: mean[metric] for metric in METRICS} for name, mean in means.items()}
+    return {name: class_mean({label: of[name] for label, of in enumerate(by_class)}) for name in sets}
 
 
 def _checked_rows(real: Index, minimum: int, classes: Sequence[str]) -> list[np.ndarray]:

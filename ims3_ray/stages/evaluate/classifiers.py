@@ -127,12 +127,7 @@ def _kept_scores(out: Directory | None, trainings: Sequence[Training]) -> dict[T
 
 
 def stream_score(
-    data: ImageSet,
-    tests: ImageSet,
-    protocol: Protocol,
-    seed: int,
-    kind: str,
-    teacher: TeacherSource | None,
+    data: ImageSet, tests: ImageSet, protocol: Protocol, seed: int, kind: str, teacher: TeacherSource | None
 ) -> Iterator[tuple[int, float] | Score]:
     """Train a classifier on `data`: yields (step, accuracy) on `tests` at each evaluation, then the score."""
     device, size, classes = prepare_device(kind), protocol.image_size, tests.classes

@@ -112,12 +112,7 @@ def training_sets(
 
 
 def cover(
-    own: Mapping[str, Index],
-    baselines: Baselines,
-    real: Real,
-    seed: int,
-    neighbours: int,
-    count: int | None,
+    own: Mapping[str, Index], baselines: Baselines, real: Real, seed: int, neighbours: int, count: int | None
 ) -> dict[str, Values]:
     """Coverage of the compared sets, `seed`'s baselines, and the ceiling of `count` images per class."""
     sets = {**own, **real_features(baselines, real, seed, neighbours, count)}

@@ -102,7 +102,7 @@ def _cost(context: Context, forward: Forward) -> Cost:
 STAGE = Stage(
     name="finetune",
     output="adapter",
-    version=4,
+    version=5,
     inputs=("latents", "inversions"),
     needs_input=lambda context, noun: noun == "latents" or context.matches_trajectories,
     is_enabled=lambda context: context.is_tuned,

@@ -167,7 +167,7 @@ class InversionMatchingTask:
             stepped = at_level_of(draws.inverted, clean, draws.z0, abar=abar_s)
         else:
             stepped = ddim_step(z_t, eps, abar_from=abar_t, abar_to=abar_s)
-        return matching_loss(stepped, draws.inverted, self._im.metric)
+        return matching_loss(stepped, draws.inverted)
 
     def _published_matching(self, draws: TrainingBatch, z_t: Tensor, eps: Tensor) -> Tensor:
         """Return the published loss (B,): each image, label dropped or not, against the whole batch."""

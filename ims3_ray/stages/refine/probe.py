@@ -69,11 +69,7 @@ def file_of(rules: Protocol, number: int) -> str:
 
 
 def load_probes(
-    probes: Directory,
-    kinds: Sequence[Protocol],
-    settings: Probe,
-    num_classes: int,
-    device: torch.device,
+    probes: Directory, kinds: Sequence[Protocol], settings: Probe, num_classes: int, device: torch.device
 ) -> list[Classifier]:
     """Load every network at every point, kind by kind, to the device."""
     loaded = []

@@ -1,9 +1,7 @@
 """The recipe's `method.refine.Refinement`, and the sizes of its images."""
 
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from ims3_ray.config.evaluation import Refine
@@ -46,7 +44,7 @@ def refinement(settings: Refine, vae: Vae | None, rules: Protocol, packing: Size
         decode=(lambda z: packing.as_trained((vae.decode_unclamped(z) + 1) / 2))
         if vae and settings.space == "latent"
         else packing.as_trained,
-        view=partial(_view, rules=rules),
+        view=lambda images, draws: view(images, rules, draws, siamese=True),
         steps=settings.steps,
         lr=settings.lr,
         views=views_of(settings, rules),
@@ -59,7 +57,3 @@ def refinement(settings: Refine, vae: Vae | None, rules: Protocol, packing: Size
 def views_of(settings: Refine, rules: Protocol) -> int:
     """Return views per image and step; siamese augmentation has one, that of the target."""
     return 1 if rules.augmentations.siamese else settings.views
-
-
-def _view(images: Tensor, generator: torch.Generator, rules: Protocol) -> Tensor:
-    return view(images, rules, generator, siamese=True)

@@ -13,14 +13,7 @@ from ims3_ray.cluster.fan_out import Part, fan_out, rows_per_part
 from ims3_ray.data.loader import BatchReader
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.method.seeding import permutation
-from ims3_ray.stages.base import (
-    KEY_BYTES,
-    Cost,
-    Forward,
-    parts_bytes,
-    pixel_bytes,
-    png_bytes,
-)
+from ims3_ray.stages.base import KEY_BYTES, Cost, Forward, parts_bytes, pixel_bytes, png_bytes
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.selected import REAL
 from ims3_ray.storage import schemas

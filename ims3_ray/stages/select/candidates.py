@@ -8,8 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from pyarrow import fs
 
+from ims3_ray.config.sections import Select
 from ims3_ray.display import first_few, one_line
 from ims3_ray.errors import InputError
+from ims3_ray.method.s3.objective import Objective
 from ims3_ray.storage.artifacts import Directory, open_directory
 from ims3_ray.storage.rows import part_names
 
@@ -28,6 +30,22 @@ class Candidates:
     classes: tuple[int | str, ...]  # sorted: the id of a class is its place
     num_images: np.ndarray  # (C,) candidates
     num_subgroups: np.ndarray  # (C,)
+
+
+@dataclass(frozen=True)
+class SelectionInput:
+    """The tables and settings of a selection. `names` has the class names in the order of the class ids."""
+
+    pool: Candidates
+    names: tuple[str, ...]
+    settings: Select
+    ipc: int
+    seed: int
+
+    @property
+    def objective(self) -> Objective:
+        s = self.settings
+        return Objective(s.alpha, s.beta, s.epsilon, s.normalization, s.coverage)
 
 
 def open_candidates(

@@ -20,8 +20,8 @@ from ims3_ray.method.s3.selection import is_exact, minimise, run_here
 from ims3_ray.progress import timed
 from ims3_ray.storage.schemas import SelectedClass, SelectionFile
 
-from .candidates import Candidates
-from .shard_actors import ActorImageShards, ActorShards, SelectionInput, ShardPool
+from .candidates import Candidates, SelectionInput
+from .shard_actors import ActorImageShards, ActorShards, ShardPool
 
 Answer = TypeVar("Answer")
 

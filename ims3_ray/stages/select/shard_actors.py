@@ -6,9 +6,9 @@ so Ray can restart a killed actor: it reads the same files and gives the same an
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -18,12 +18,13 @@ from ims3_ray.config.sections import Select
 from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.s3 import trws
+from ims3_ray.method.s3.distributed_descent import fetch_pools
 from ims3_ray.method.s3.image_selection import ImageShard, ball_table, closeness_table
-from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids, unit_rows
+from ims3_ray.method.s3.objective import real_centroid, subgroup_centroids, unit_rows
 from ims3_ray.method.s3.shard import History, Moves, Shard, split_classes
 from ims3_ray.method.seeding import permutation
 
-from .candidates import Candidates
+from .candidates import SelectionInput
 from .features import Keys
 
 CPUS_PER_SHARD = 0.5
@@ -34,22 +35,6 @@ MIN_ROWS_BYTES = 1e8  # for the rows that are being read
 COPIES_OF_CHOSEN = 4  # centroids of all classes: the round's, the shard's own, and work space
 COPIES_OF_ROWS = 12  # of a row while it is read: Arrow's, float32, float64; of candidates and of real images
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class SelectionInput:
-    """The tables and settings of a selection. `names` has the class names in the order of the class ids."""
-
-    pool: Candidates
-    names: tuple[str, ...]
-    settings: Select
-    ipc: int
-    seed: int
-
-    @property
-    def objective(self) -> Objective:
-        s = self.settings
-        return Objective(s.alpha, s.beta, s.epsilon, s.normalization, s.coverage)
 
 
 class ClassRange:
@@ -74,7 +59,10 @@ class ClassRange:
         tables = source.pool.candidates.read(values, rows), source.pool.real.read(values, rows)
         for name, (keys, features), (_, all_real) in zip(source.names[self._ids], *tables, strict=True):
             label = f"candidates of class {name!r}"
-            subgroups, of_class = subgroup_centroids(features, keys["subgroup"], label=label)
+            try:
+                subgroups, of_class = subgroup_centroids(features, keys["subgroup"], label=label)
+            except ValueError as error:  # features that cancel out
+                raise InputError(str(error)) from error
             self._subgroups.append(subgroups)
             centroids.append(of_class)
             real = all_real[permutation(len(all_real), "real", source.seed, name)[: settings.real_images]]
@@ -98,8 +86,7 @@ class ClassRange:
 
     def distances(self) -> list[np.ndarray]:
         """Return 1 - c·r (G_i,) of each class."""
-        rows = self.groups.candidates(self._ids.start, self._ids.stop)
-        pools = np.split(rows, np.cumsum(self.groups.sizes())[:-1])
+        pools = fetch_pools(self.groups, self.groups.sizes())
         return [1 - pool.astype(np.float64) @ r for pool, r in zip(pools, self.groups.real(), strict=True)]
 
     def images_of(self, choice: np.ndarray) -> list[np.ndarray]:
@@ -189,11 +176,32 @@ class ShardPool:
         return [actor.call.remote(self._source, ids, self._rows, shared) for actor, ids in calls]  # pyright: ignore
 
 
-class ActorShards:
-    """`Shards` of subgroups in the actors of a pool; `report` receives a line per round."""
+class _ActorParts:
+    """The `part` of every range in the actors of a pool; `report` receives a line per round."""
+
+    kind: str  # "subgroups" or "images"
+    part: Callable[[ClassRange], Any]
 
     def __init__(self, pool: ShardPool, report: Callable[[str], object] = lambda _: None):
         self._pool, self._report, self._rounds = pool, report, count(1)
+
+    def centroids(self, choice: np.ndarray) -> np.ndarray:
+        return self._join(lambda shard: shard.centroids(choice))
+
+    def propose(self, history: History, tolerance: float) -> Moves:
+        self._report(f"choosing {self.kind}, round {next(self._rounds)}")
+        part = self.part  # without self, which holds a progress bar
+        return Moves.join(self._pool.each(lambda classes: part(classes).propose(history, tolerance)))
+
+    def _join(self, function: Callable[[Any], np.ndarray]) -> np.ndarray:
+        part = self.part
+        return np.concatenate(self._pool.each(lambda classes: function(part(classes))))
+
+
+class ActorShards(_ActorParts):
+    """`Shards` of subgroups in the actors of a pool."""
+
+    kind, part = "subgroups", attrgetter("groups")
 
     def sizes(self) -> np.ndarray:
         return self._join(lambda shard: shard.sizes())
@@ -204,44 +212,23 @@ class ActorShards:
     def real(self) -> np.ndarray:
         return self._join(lambda shard: shard.real())
 
-    def centroids(self, choice: np.ndarray) -> np.ndarray:
-        return self._join(lambda shard: shard.centroids(choice))
-
-    def candidates(self, start: int, stop: int) -> np.ndarray:
-        return self._join(lambda shard: shard.candidates(start, stop))
+    def candidates(self) -> np.ndarray:
+        return self._join(lambda shard: shard.candidates())
 
     def series_bounds(self, choice: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return self._join(lambda shard: shard.series_bounds(choice, chosen))
 
-    def propose(self, history: History, tolerance: float) -> Moves:
-        self._report(f"choosing subgroups, round {next(self._rounds)}")
-        return Moves.join(self._pool.each(lambda classes: classes.groups.propose(history, tolerance)))
 
-    def _join(self, function: Callable[[Shard], np.ndarray]) -> np.ndarray:
-        return np.concatenate(self._pool.each(lambda classes: function(classes.groups)))
+class ActorImageShards(_ActorParts):
+    """`ImageShards` in the actors of a pool."""
 
-
-class ActorImageShards:
-    """`ImageShards` in the actors of a pool; `report` receives a line per round."""
-
-    def __init__(self, pool: ShardPool, report: Callable[[str], object]):
-        self._pool, self._report, self._rounds = pool, report, count(1)
+    kind, part = "images", attrgetter("images")
 
     def closest(self) -> np.ndarray:
         return self._join(lambda shard: shard.closest())
 
-    def centroids(self, choice: np.ndarray) -> np.ndarray:
-        return self._join(lambda shard: shard.centroids(choice))
-
     def own_terms(self, choice: np.ndarray) -> np.ndarray:
         return self._join(lambda shard: shard.own_terms(choice))
-
-    def propose(self, history: History, tolerance: float) -> Moves:
-        self._report(f"choosing images, round {next(self._rounds)}")
-        return Moves.join(self._pool.each(lambda classes: classes.images.propose(history, tolerance)))
-
-    def _join(self, function: Callable[[ImageShard], np.ndarray]) -> np.ndarray:
-        return np.concatenate(self._pool.each(lambda classes: function(classes.images)))
 
 
 def split(source: SelectionInput, at_least: int) -> tuple[int, int]:
@@ -251,10 +238,10 @@ def split(source: SelectionInput, at_least: int) -> tuple[int, int]:
     """
     pool = source.pool
     row = 4 * pool.candidates.width
-    total = pool.num_subgroups.sum() * row
-    if source.settings.unit == "image":
-        total += pool.num_images.sum() * row
-    fixed = PROCESS_BYTES + COPIES_OF_CHOSEN * len(source.names) * row
+    num_real = np.array([pool.real.counts[name] for name in pool.classes])
+    kept, products = image_bytes(source.settings, pool.candidates.width, pool.num_images, num_real)
+    total = pool.num_subgroups.sum() * row + kept
+    fixed = PROCESS_BYTES + COPIES_OF_CHOSEN * len(source.names) * row + products
     reading = max(MIN_ROWS_BYTES, COPIES_OF_ROWS * row * int(pool.num_images.max()))
     budget = source.settings.memory_gb * 1e9
     shards = at_least
@@ -269,6 +256,20 @@ def split(source: SelectionInput, at_least: int) -> tuple[int, int]:
                 f"select.memory_gb: {source.settings.memory_gb} GB per actor is too little; set {needed:.1f}"
             )
         shards += 1
+
+
+def image_bytes(
+    settings: Select, width: int, num_images: np.ndarray, num_real: np.ndarray
+) -> tuple[float, float]:
+    """Return the bytes of all classes' images with coverage, and of the products in the largest class.
+
+    Both are 0 if subgroups are selected. `num_images` and `num_real` (C,) are candidates and real images.
+    """
+    if settings.unit == "subgroup":
+        return 0.0, 0.0
+    covered = np.minimum(num_real, settings.real_images or np.inf) if settings.coverage else 0
+    # rows in float32, coverage in float64; products in both
+    return float((num_images * (4.0 * width + 8.0 * covered)).sum()), 12.0 * float(num_images.max()) ** 2
 
 
 def check_bound(source: SelectionInput) -> None:

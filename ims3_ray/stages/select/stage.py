@@ -1,13 +1,14 @@
 """Stage select: choose one subgroup per class by S³ (Eq. 8–11) from features. Writes a selection."""
 
-from ims3_ray.config.settings import Config
+import numpy as np
+
 from ims3_ray.stages.base import KEY_BYTES, Cost, Forward, GpuUsage, Stage
 from ims3_ray.stages.context import Context
 from ims3_ray.storage.artifacts import Directory
 
 from .candidates import open_candidates
 from .run_selection import select_features
-from .shard_actors import MIN_ROWS_BYTES, trws_memory
+from .shard_actors import MIN_ROWS_BYTES, image_bytes, trws_memory
 
 
 def run(context: Context, out: Directory, candidates: Directory, features: Directory) -> dict[str, object]:
@@ -40,18 +41,14 @@ def _fingerprint_inputs(context: Context) -> object:
     return [settings, config.seed, list(context.classes), config.unpacked_ipc]
 
 
-def _subgroups_per_class(config: Config) -> int:
-    return min(config.sample.subgroups, config.select.subgroups or config.sample.subgroups)
-
-
 def _cost(context: Context, forward: Forward) -> Cost:
-    subgroups, row = len(context.classes) * context.config.sample.subgroups, 4.0 * forward.feature_dim
-    rows = context.num_candidates if context.config.select.unit == "image" else subgroups
-    sizes = len(context.classes), _subgroups_per_class(context.config), forward.feature_dim
-    memory = max(
-        rows * row / context.machine.shards + MIN_ROWS_BYTES, trws_memory(context.config.select, *sizes)
-    )
-    driver = context.num_candidates * KEY_BYTES + subgroups * row
+    config, classes, width = context.config, len(context.classes), forward.feature_dim
+    subgroups = classes * config.sample.subgroups
+    num_images = np.full(classes, context.num_candidates / classes)
+    kept, products = image_bytes(config.select, width, num_images, context.images["train"].counts())
+    actor = (4.0 * width * subgroups + kept) / context.machine.shards + products + MIN_ROWS_BYTES
+    bound = trws_memory(config.select, classes, config.select.subgroups or config.sample.subgroups, width)
+    memory, driver = max(actor, bound), context.num_candidates * KEY_BYTES + 4.0 * width * subgroups
     return Cost(subgroups, disk=1e4, memory=memory, driver=driver)
 
 

@@ -1,7 +1,6 @@
 """`ims3 convert`: plain diffusers loads the folder and samples the same images."""
 
 import ast
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,15 +8,7 @@ import torch
 from diffusers import DiTPipeline
 from printed import next_commands
 from safetensors.torch import load_file
-from tiny_generator import (
-    NAMES,
-    WEIGHTS,
-    inputs,
-    original_file,
-    small_adapter,
-    small_dit,
-    small_vae,
-)
+from tiny_generator import NAMES, WEIGHTS, inputs, original_file, seeded, small_adapter, small_dit, small_vae
 
 from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
@@ -30,7 +21,6 @@ from ims3_ray.models.generator import inspect_generator
 from ims3_ray.models.vae import Vae, read_vae
 from ims3_ray.stages.finetune import stage as finetune
 
-ROOT = Path(__file__).parents[3]
 SCALE = 4.0
 
 
@@ -67,7 +57,7 @@ def output_in_diffusers(path):
 
 def sampled_by_diffusers(path, labels):
     """Images (b, 3, height, width) in [0, 1] after two guided steps of the plain pipeline."""
-    draws = torch.Generator().manual_seed(5)
+    draws = seeded(5)
     return plain(path)(
         labels, guidance_scale=SCALE, num_inference_steps=2, generator=draws, output_type="pt"
     ).images
@@ -76,7 +66,7 @@ def sampled_by_diffusers(path, labels):
 @torch.no_grad()
 def sampled_by_us(dit, folder, labels):
     """The same two DDIM steps, 500 → 0 → clean, by this package."""
-    z = torch.randn(len(labels), 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    z = torch.randn(len(labels), 4, 8, 8, generator=seeded(5))
     abar = alphas_bar()
     predict = with_guidance(dit, dit.null_label, scale=SCALE, channels=z.shape[1])
     for t, abar_to in ((500, abar[0]), (0, torch.tensor(1.0))):

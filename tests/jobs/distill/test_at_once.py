@@ -4,11 +4,9 @@ import re
 from collections import Counter
 
 import pytest
+from planned import context_of
 from processes import checksums, environment, job
 
-from ims3_ray.cluster.resources import find_machine
-from ims3_ray.config.load import load_config, parse_overrides
-from ims3_ray.pipeline.prepare import prepare
 from ims3_ray.pipeline.steps import plan
 from ims3_ray.runs import query
 from ims3_ray.runs.event_log import read_events
@@ -24,8 +22,7 @@ SHARED, OWN = ("encode", "invert", "finetune", "embed", "sample"), ("select", "e
 def test_three_drivers_make_every_artefact_once_with_the_same_bytes(
     finished_images, cluster_environment, tiny_overrides
 ):
-    config = load_config("digits", parse_overrides(tiny_overrides))
-    context = prepare(config, find_machine(config.workers, wait=False))
+    context = context_of(tiny_overrides)
     with exclusive(plan(context)[0].directory):  # none begins before all three are there
         words = [tiny_overrides, tiny_overrides, [*tiny_overrides, "select.alpha=0.1"]]
         drivers = [job("distill", *w, env=environment() | cluster_environment) for w in words]

@@ -4,9 +4,9 @@ import tracemalloc
 
 import pytest
 from flat import opened
+from planned import config_of
 
 from benchmarks.scale import make_images, peak_memory
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.estimate import LISTED_BYTES, estimate_steps
 from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import plan, run_step
@@ -31,8 +31,8 @@ def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray
         "data.test": make_images(tmp_path / "test", CLASSES, SCORED, seed=1),
         "storage": tmp_path / "storage",
     }
-    words = [*WORDS, *(f"{field}={place}" for field, place in places.items())]
-    (context,) = prepare_runs([load_config("digits-paper", parse_overrides(words))], print)
+    words = (f"{field}={place}" for field, place in places.items())
+    (context,) = prepare_runs([config_of(WORDS, *words, recipe="digits-paper")], print)
     off, workers = {}, []
     for step, estimate in zip(plan(context), estimate_steps(context, plan(context)), strict=True):
         with peak_memory() as peak:

@@ -5,31 +5,21 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from planned import config_of
 from printed import job as job_of
 from printed import next_commands
-from processes import checksums, environment, job
+from processes import checksums, environment, python, started_until
 from tiny import CLASSES, write_images
 
-from ims3_ray.cli import run_command
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.result import find_complete
 
 STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 REMADE = ("candidates", "selection", "distilled", "evaluation", "report", "runs", "mlflow*")
 GO_ON = "stopped; run the same command again to go on"
-
-
-def start_until(stage, words, env, **options):
-    """Start the job and wait until it begins `stage`; returns the process."""
-    process = job("distill", *words, env=env, **options)
-    assert any(f"] {stage} " in line for line in process.stdout), process.stderr.read()
-    return process
 
 
 def end(process):
@@ -39,7 +29,7 @@ def end(process):
 
 @pytest.mark.slow
 def test_a_run_killed_in_sampling_keeps_its_parts_and_ends_with_the_same_bytes(
-    finished_run, finished_images, cluster_environment, tiny_overrides, tmp_path, capsys
+    finished_run, finished_images, cluster_environment, tiny_overrides, tmp_path, output
 ):
     storage, whole = tmp_path / "runs", Path(finished_run[1].distilled).parents[1]
     shutil.copytree(whole, storage, ignore=shutil.ignore_patterns(*REMADE))
@@ -47,13 +37,13 @@ def test_a_run_killed_in_sampling_keeps_its_parts_and_ends_with_the_same_bytes(
     def parts():
         return {path: path.stat().st_mtime_ns for path in storage.glob("candidates/*/*.parquet")}
 
-    process = start_until("sample", tiny_overrides, environment() | cluster_environment)
+    env = environment() | cluster_environment
+    process = started_until("] sample ", "distill", *tiny_overrides, env=env)
     while not parts():
         time.sleep(0.02)
     end(process)
     drawn = parts()
-    assert run_command("distill", tiny_overrides) == 0, capsys.readouterr().err
-    out = capsys.readouterr().out
+    out = output("distill", *tiny_overrides)
     assert "accuracy on the test images" in out
     assert "] finetune " not in out
     assert drawn.items() <= parts().items()
@@ -67,48 +57,44 @@ def accept_sigint():
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_run_in_and_after_fine_tuning_and_it_resumes(
-    cluster_environment, finished_images, tiny_overrides, tmp_path
+    cluster_environment, finished_images, tiny_overrides, tmp_path, output
 ):
     env = environment() | cluster_environment
     for stage in ("finetune", "sample"):
-        process = start_until(stage, tiny_overrides, env, preexec_fn=accept_sigint)
+        options = {"env": env, "preexec_fn": accept_sigint}
+        process = started_until(f"] {stage} ", "distill", *tiny_overrides, **options)
         time.sleep(1.0)
         os.kill(process.pid, signal.SIGINT)
         err = process.communicate(timeout=120)[1]
         assert (process.returncode, err.splitlines()[-1]) == (130, GO_ON), err
-    assert run_command("distill", tiny_overrides) == 0
+    output("distill", *tiny_overrides)
     assert checksums(tmp_path / "runs") == finished_images
 
 
-def test_a_dry_run_takes_measured_rates_and_names_their_file(tiny_overrides, tmp_path, capsys):
+def test_a_dry_run_takes_measured_rates_and_names_their_file(tiny_overrides, tmp_path, output, refused):
     seconds, path = [], tmp_path / "gpu-check.json"
     for rate in (1.0, 2.0):
         slow = {"passed": True, "ours, 8": {"images_per_s": rate, "operations_per_image": 1e4}}
         path.write_text(json.dumps({"finetune": slow, "sample": {"passed": False}}))
-        assert run_command("distill", ["--dry-run", "--rates", str(path), *tiny_overrides]) == 0
-        out = capsys.readouterr().out
+        out = output("distill", "--dry-run", "--rates", path, *tiny_overrides)
         assert f"(finetune by {path})" in out
         seconds.append(int(re.findall(r"finetune .* (\d+) s ", out)[0]))
     assert seconds[0] > 1.9 * seconds[1] > 1000
     for text, reason in (("{}", "has no passed check"), ("[]", "is no gpu-check.json")):
         path.write_text(text)
-        assert run_command("distill", ["--dry-run", "--rates", str(path), *tiny_overrides]) == 2
-        assert reason in capsys.readouterr().err
+        assert reason in refused("distill", "--dry-run", "--rates", path, *tiny_overrides)
 
 
-def test_a_dry_run_prints_recipe_and_stages_and_makes_nothing(tiny_overrides, tmp_path, capsys):
-    assert run_command("distill", ["--dry-run", *tiny_overrides]) == 0
-    out = capsys.readouterr().out
+def test_a_dry_run_prints_recipe_and_stages_and_makes_nothing(tiny_overrides, tmp_path, output):
+    out = output("distill", "--dry-run", *tiny_overrides)
     assert re.findall(r"^ *(\w+) .*would run", out, re.MULTILINE) == list(STAGES)
     assert "subgroups: 3" in out
     assert "estimated time" in out
     assert not (tmp_path / "runs" / "latents").exists()
 
 
-def test_a_dry_run_for_future_gpus_prints_the_gpus_of_each_stage(tiny_overrides, capsys):
-    words = ["--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}"]
-    assert run_command("distill", words) == 0
-    out = capsys.readouterr().out
+def test_a_dry_run_for_future_gpus_prints_the_gpus_of_each_stage(tiny_overrides, output):
+    out = output("distill", "--dry-run", *tiny_overrides, "workers={gpus: 4, actors: null}")
     held = {line.split()[0]: line for line in out.splitlines() if "would run" in line}
     assert max(map(len, held.values())) <= 80
     for stage, gpus in (("finetune", [" 2 of 4 "]), ("sample", [" 4 of 4 "]), ("select", [])):
@@ -155,42 +141,38 @@ def bad(tmp_path, tiny_images):
     ]
 
 
-def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(bad, tiny_overrides, tmp_path, capsys):
+def test_bad_input_gives_one_line_that_names_it_and_exit_code_2(bad, tiny_overrides, tmp_path, refused):
     for extra, named in bad:
-        code = run_command("distill", ["--dry-run", *tiny_overrides, *extra.split()])
-        line = capsys.readouterr().err
-        assert (code, line[:7], line.count("\n")) == (2, "error: ", 1), (extra, line)
+        line = refused("distill", "--dry-run", *tiny_overrides, *extra.split())
         assert all(word in line for word in named.split()), (extra, named, line)
     assert not list((tmp_path / "runs").glob("latents"))
 
 
-def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, capsys):
+def test_a_complete_run_is_found_without_ray_torch_or_mlflow(finished_run, output):
     words, made = finished_run
-    assert run_command("distill", words) == 0
-    printed = capsys.readouterr().out
+    printed = output("distill", *words)
     script = (
         "import sys; from ims3_ray.cli import run_command; code = run_command('distill', sys.argv[1:]); "
         "sys.exit(code or sum(name in sys.modules for name in ('ray', 'torch', 'mlflow', 'diffusers')))"
     )
 
     def found(*options):
-        process = [sys.executable, "-c", script, *options, *words]
-        return subprocess.run(process, capture_output=True, text=True, check=True).stdout
+        return python(script, *options, *words, check=True).stdout
 
     assert found() == printed
     assert (printed.count("found complete"), made.distilled in printed) == (9, True)
     assert list(next_commands(printed)) == ["query", "look"]
-    assert run_command(*job_of(next_commands(printed)["query"])) == 0
-    assert made.key in capsys.readouterr().out
+    command, query = job_of(next_commands(printed)["query"])
+    assert made.key in output(command, *query)
     for option in ("--status", "--dry-run"):
         assert f"run {made.key}: finished" in found(option)
 
 
-def test_a_run_with_a_missing_file_is_not_complete(finished_run, tmp_path, capsys):
+def test_a_run_with_a_missing_file_is_not_complete(finished_run, tmp_path, output):
     words, made = finished_run
-    assert run_command("distill", words) == 0
+    output("distill", *words)
     root = shutil.copytree(Path(made.distilled).parents[1], tmp_path / "copy")
-    copied, one = load_config("digits", parse_overrides([*words, f"storage={root}"])), f"{made.key}/run.json"
+    copied, one = config_of(words, f"storage={root}"), f"{made.key}/run.json"
     next(root.glob(f"runs/*{one}")).rename(root / "record")
     assert find_complete(copied) is None  # --gc would delete its artefacts
     (root / "record").rename(root / "runs" / f"{copied.recipe}-{one}")

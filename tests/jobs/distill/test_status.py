@@ -8,9 +8,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from planned import config_of
 
-from ims3_ray.cli import run_command
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill.status import read_status
 from ims3_ray.progress import bar, run_name
 from ims3_ray.runs import plan_cache
@@ -33,7 +32,7 @@ def folder(finished_run):
 
 def test_a_finished_run_is_complete_and_logs_every_stage(finished_run, folder):
     words, made = finished_run
-    found = read_status(load_config("digits", parse_overrides(words)))
+    found = read_status(config_of(words))
     assert (found["state"], found["run"]) == ("finished", made.key)
     assert [stage["state"] for stage in found["stages"]] == ["complete"] * 9
     stages = [stage["name"] for stage in found["stages"]]
@@ -51,8 +50,8 @@ def set_state(folder, state):
     (folder / "run.json").write_text(json.dumps(record | {"state": state}))
 
 
-def test_a_running_run_without_a_heartbeat_is_dead(finished_run, folder):
-    config = load_config("digits", parse_overrides(finished_run[0]))
+def test_a_running_run_without_a_heartbeat_is_dead(words, folder):
+    config = config_of(words)
     set_state(folder, "running")
     write_heartbeat(open_directory(str(folder)))
     os.utime(folder / HEARTBEAT, (time.time() - DEAD_AFTER_S - 1,) * 2)
@@ -64,7 +63,7 @@ def test_a_running_run_without_a_heartbeat_is_dead(finished_run, folder):
 
 
 def test_a_run_on_another_kind_of_device_is_found(finished_run, folder, tmp_path, monkeypatch):
-    config, other = load_config("digits", parse_overrides(finished_run[0])), folder.with_name("digits-f00d")
+    config, other = config_of(finished_run[0]), folder.with_name("digits-f00d")
     record = json.loads((folder / "run.json").read_text()) | {"device": "cuda"}
     monkeypatch.setattr(plan_cache, "find", lambda *_: None)
     shutil.copytree(folder, other)
@@ -78,18 +77,20 @@ def test_a_run_on_another_kind_of_device_is_found(finished_run, folder, tmp_path
         (tmp_path / "away").rename(folder)
 
 
-def test_states_of_a_new_and_a_failed_run(finished_run, folder, tmp_path, capsys):
-    words, _ = finished_run
-    assert run_command("distill", ["--status", *words, f"storage={tmp_path / 'new'}"]) == 0
-    out = capsys.readouterr().out
+def test_states_of_a_new_and_a_failed_run(words, folder, tmp_path, output):
+    out = output("distill", "--status", *words, f"storage={tmp_path / 'new'}")
     assert (": not started" in out, out.count("missing")) == (True, 9)
     set_state(folder, "failed")
     EventLog(open_directory(str(folder))).write("run failed", error="OSError: disk full")
-    assert run_command("distill", ["--status", "--json", *words]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(output("distill", "--status", "--json", *words))
     assert (found["state"], found["last_event"]["error"]) == ("failed", "OSError: disk full")
-    assert run_command("distill", ["--status", *words]) == 0
-    assert "resumes it" in capsys.readouterr().out
+    assert "resumes it" in output("distill", "--status", *words)
+
+
+def test_the_status_of_a_run_on_gpus_needs_none_here(words, tmp_path, output, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    more = ("workers.device=cuda", f"storage={tmp_path / 'new'}")
+    assert ": not started" in output("distill", "--status", *words, *more)
 
 
 @pytest.mark.slow

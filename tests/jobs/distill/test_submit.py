@@ -9,10 +9,10 @@ import tempfile
 import time
 
 import pytest
+from planned import config_of
 from processes import ROOT, checksums, environment
 from raylets import RAY, free_port, node, own_address
 
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.inputs import check_storage
 from ims3_ray.runs.mlflow_tracker import client, experiment_id
@@ -92,6 +92,6 @@ def test_a_stopped_job_resumes_when_submitted_again(finished_images, ray_job, ti
 def test_a_submitted_job_rejects_a_relative_storage(tiny_overrides, monkeypatch):
     """Its working directory is temporary. `ray job submit` sets this variable for the driver."""
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    config = load_config("digits", parse_overrides([*tiny_overrides, "storage=./runs"]))
+    config = config_of(tiny_overrides, "storage=./runs")
     with pytest.raises(InputError, match=r"storage: '\./runs' is relative"):
         check_storage(config)

@@ -42,11 +42,11 @@ def parquet_of(folder, path):
 
 
 @pytest.mark.slow
-def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, capsys):
+def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words, tmp_path, output):
     folder = write_images(tmp_path / "mine", 5, seed=7)
     parquet = parquet_of(folder, tmp_path / "train.parquet")
-    code = main(["evaluate", "--set", str(folder), "--set", str(parquet), "--augmentation-robust", *words])
-    assert code == 0, capsys.readouterr().err
+    sets = "--set", folder, "--set", parquet
+    out = output("evaluate", *sets, "--augmentation-robust", *words)
     document = json.loads((tmp_path / "evaluation.json").read_text())
     mine, same = (document["sets"][name] for name in ("mine", "train"))
     assert mine == same
@@ -62,7 +62,6 @@ def test_folders_and_parquet_of_one_set_have_the_same_figures(ray_cluster, words
     assert mine["augmentation_robust_score"] == augmentation_robust_score(*accuracies)
     assert document["given"]["mine"]["per_class"] == {"blue": 5, "green": 5, "red": 5}
     assert "train: 15 of 15 images are also in mine" in " ".join(document["audit"]["warnings"])
-    out = capsys.readouterr().out
     lines = ("accuracy on the test images, smoke-v2", "random real", "full real", "warning: train: 15 of 15")
     lines += ("augmentation-robust 0.", "smoke-plain-v2")
     assert all(line in out for line in lines)
@@ -83,7 +82,7 @@ def test_swapped_classes_end_an_evaluation_before_a_classifier_trains(
 
 
 @pytest.mark.slow
-def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny_images, tmp_path, capsys):
+def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny_images, tmp_path, output):
     folder = write_images(tmp_path / "mine", 3, seed=7)
     mixed = write_images(tmp_path / "mixed", 3, seed=8)
     for name, other in (("red", "kept"), ("blue", "red"), ("kept", "blue")):
@@ -91,18 +90,18 @@ def test_uneven_sets_and_copies_of_test_images_are_told(ray_cluster, words, tiny
     for place in range(2):
         shutil.copy(tiny_images / "test" / "red" / f"00{place}.png", folder / "red" / f"copy{place}.png")
     more = ["evaluate.full=false", "data.max_bad_fraction=0"]
-    assert main(["evaluate", "--set", f"ours={folder}", *words, *more]) == 0, capsys.readouterr().err
+    out = output("evaluate", "--set", f"ours={folder}", *words, *more)
     document = json.loads((tmp_path / "evaluation.json").read_text())
     assert document["sets"]["random"]["images"] == document["sets"]["ours"]["images"] == 11
     (pair,) = [e for e in document["audit"]["exact"] if e["sets"] == ["data.test", "ours"]]
     assert pair["count"] == 2
     assert ["red/000.png", "red/copy0.png"] in pair["pairs"]
-    assert "ours: 2 of 11 images are also in data.test" in capsys.readouterr().out
-    assert main(["evaluate", "--trust-labels", "--set", str(mixed), *words, *more]) == 0
-    assert "classes look swapped" in capsys.readouterr().out
+    assert "ours: 2 of 11 images are also in data.test" in out
+    out = output("evaluate", "--trust-labels", "--set", mixed, *words, *more)
+    assert "classes look swapped" in out
 
 
-def refused(tmp_path, images):
+def bad(tmp_path, images):
     """Words → what the one line must name."""
     good, fewer, more, many, skewed = (tmp_path / n for n in ("good", "fewer", "more", "many", "skewed"))
     write_images(good, 2, seed=7)
@@ -139,11 +138,9 @@ def refused(tmp_path, images):
     ]
 
 
-def test_bad_input_gives_one_line_and_exit_code_2(words, tiny_images, tmp_path, capsys):
-    for extra, named in refused(tmp_path, tiny_images):
-        capsys.readouterr()
-        code, line = main(["evaluate", *words, *extra]), capsys.readouterr().err
-        assert (code, line[:7], line.count("\n")) == (2, "error: ", 1), (extra, line)
+def test_bad_input_gives_one_line_and_exit_code_2(words, tiny_images, tmp_path, refused):
+    for extra, named in bad(tmp_path, tiny_images):
+        line = refused("evaluate", *words, *extra)
         assert all(word in line for word in named), (extra, named, line)
     assert not (tmp_path / "evaluation.json").exists()
 

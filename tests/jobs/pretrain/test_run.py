@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from flat import opened
 from PIL import Image
 from printed import job, next_commands
 from tiny import CLASSES, write_images
 
 from ims3_ray.cli import run_command
 from ims3_ray.cluster.resources import Machine
-from ims3_ray.config.load import load_settings, parse_overrides
+from ims3_ray.config.load import load_config, load_settings, override_words, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
-from ims3_ray.data.images import open_images
 from ims3_ray.data.loader import CachedPixels
 from ims3_ray.errors import InputError
+from ims3_ray.jobs.pretrain.command import distil_fields
 from ims3_ray.jobs.pretrain.quality import Quality, model_card
 from ims3_ray.jobs.pretrain.rows import Views, scaling_factor
 from ims3_ray.jobs.pretrain.run import Pretraining, check_network, move_to
@@ -55,11 +56,24 @@ def test_scaled_latents_have_deviation_one():
     assert deviation == pytest.approx(1 / factor, rel=1e-4)
 
 
-def test_held_out_images_are_not_trained_on(tiny_images, tmp_path, capsys):
+def test_held_out_images_are_not_trained_on(tiny_images, tmp_path, output):
     words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", "--status", *SMALL]
     for more, images in (([], 36), (["data.validation_split=0.25"], 27)):
-        assert run_command("pretrain", [*words, *more]) == 0
-        assert f"of {images} images" in capsys.readouterr().out
+        assert f"of {images} images" in output("pretrain", *words, *more)
+
+
+def test_the_status_of_trainings_on_gpus_needs_none_here(tiny_images, tmp_path, output, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", "workers.device=cuda", *SMALL]
+    assert "of 36 images" in output("pretrain", "--status", *words)
+
+
+def test_the_next_command_distils_the_same_images(tmp_path):
+    data = {"data.train": "/data/a: b", "data.classes": ["0", "1"], "data.mirror": False}
+    fields = distil_fields(load_settings(Pretrain, data), tmp_path)
+    config = load_config("digits", parse_overrides(override_words(fields)))
+    assert (config.data.train, config.data.classes, config.data.mirror) == ("/data/a: b", ("0", "1"), False)
+    assert (config.model.path, config.evaluate.protocol) == (str(tmp_path), "none")
 
 
 def test_a_second_driver_keeps_an_equal_model_folder_and_replaces_no_other(tmp_path):
@@ -90,10 +104,9 @@ def test_a_second_driver_keeps_an_equal_model_folder_and_replaces_no_other(tmp_p
     ],
 )
 def test_the_card_states_the_licence_of_the_images_if_it_was_given(tmp_path, words, expected):
-    place, storage = write_images(tmp_path / "birds", 2, seed=0), open_storage(str(tmp_path / "runs"))
-    images = open_images(str(place), storage, seed=0, max_bad_fraction=0.0, classes=None, name="data.train")
+    place = write_images(tmp_path / "birds", 2, seed=0)
     config = load_settings(Pretrain, parse_overrides([f"data.train={place}", *words]))
-    text = model_card(config, images, {"agreement": 0.5})
+    text = model_card(config, opened(place, tmp_path), {"agreement": 0.5})
     assert f"{len(CLASSES)} classes" in text
     assert "MNIST" not in text  # only on the card of the bundled digits
     front = yaml.safe_load(text.split("---\n")[1])
@@ -102,8 +115,7 @@ def test_the_card_states_the_licence_of_the_images_if_it_was_given(tmp_path, wor
 
 def pretraining(place, tmp_path, *words):
     """A pretraining of images in `place`, that is not run."""
-    storage = open_storage(str(tmp_path / "runs"))
-    images = open_images(str(place), storage, seed=0, max_bad_fraction=0.0, classes=None, name="data.train")
+    images, storage = opened(place, tmp_path), open_storage(str(tmp_path / "storage"))
     config = load_settings(Pretrain, parse_overrides([f"data.train={place}", *words]))
     return Pretraining(config, images, storage, Machine("cpu", 2, 0, 16e9, config.workers))
 
@@ -204,10 +216,9 @@ def test_the_verdict_names_what_to_change(figures, headline, change, problem):
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_measured_written_and_reused(ray_cluster, tiny_images, tmp_path, capsys):
+def test_a_model_is_trained_measured_written_and_reused(ray_cluster, tiny_images, tmp_path, capsys, output):
     words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", *SMALL]
-    assert run_command("pretrain", ["--dry-run", *words]) == 0
-    assert capsys.readouterr().out.count("would run") == 6
+    assert output("pretrain", "--dry-run", *words).count("would run") == 6
     assert run_command("pretrain", ["--out", str(tmp_path / "model"), *words]) == 2  # after three steps
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"error: (transformer|data.train): .*model", error)
@@ -218,20 +229,18 @@ def test_a_model_is_trained_measured_written_and_reused(ray_cluster, tiny_images
     for name in ("samples", "neighbours", "reconstructions"):
         assert Image.open(tmp_path / "model" / f"{name}.png").width > 100
     words.append("check_images=0")
-    assert run_command("pretrain", ["--out", str(tmp_path / "unchecked"), *words]) == 0
+    out = output("pretrain", "--out", tmp_path / "unchecked", *words)
     info = inspect_generator(str(tmp_path / "model"))
     assert (info.image_size, info.config.num_classes) == (16, 3)
     (latents,) = (tmp_path / "runs" / "pretrain" / "latents").iterdir()
     manifest = latents / "manifest.json"
     assert json.loads(manifest.read_text())["rows"] == 36
     factor = json.loads((tmp_path / "model" / "vae" / "config.json").read_text())["scaling_factor"]
-    out = capsys.readouterr().out
     assert f"scaling factor: {factor:.4g}" in out
     assert job(next_commands(out)["distil"])[0] == "distill"
     weights = "vae/diffusion_pytorch_model.safetensors"
-    assert run_command("pretrain", ["--status", *words]) == 0
-    assert capsys.readouterr().out.count("complete") == 5
+    assert output("pretrain", "--status", *words).count("complete") == 5
     before = manifest.stat().st_mtime_ns
-    assert run_command("pretrain", ["--out", str(tmp_path / "again"), *words]) == 0
+    output("pretrain", "--out", tmp_path / "again", *words)
     assert (tmp_path / "again" / weights).read_bytes() == (tmp_path / "model" / weights).read_bytes()
     assert manifest.stat().st_mtime_ns == before

@@ -3,15 +3,14 @@
 import io
 import json
 import shlex
-import subprocess
 import sys
 import time
 
 import pytest
 import yaml
 from printed import FENCE, ROOT
+from processes import python
 
-from ims3_ray.cli import main
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.runs import gc
 from ims3_ray.runs import query, records, tags
@@ -63,21 +62,9 @@ def storage(tmp_path_factory):
 
 
 @pytest.fixture
-def ask(storage, capsys):
-    """Run the command; returns standard output, or the error line if it exits with `code`."""
-
-    def asked(*words, code=0):
-        capsys.readouterr()
-        got = main(["runs", *words, f"storage={storage.path}"])
-        out, err = capsys.readouterr()
-        assert got == code, err
-        if code:
-            assert out == ""
-            assert err.startswith("error: ")
-            assert err.count("\n") == 1
-        return err if code else out
-
-    return asked
+def ask(storage, output):
+    """Run the command; returns standard output."""
+    return lambda *words: output("runs", *words, f"storage={storage.path}")
 
 
 def names(out):
@@ -182,8 +169,7 @@ def test_the_mlflow_snippet_of_the_page_works_after_the_first_run(tmp_path):
     own = open_storage(str(tmp_path / "runs"))
     track(own, "k1aa", {"ipc": 10}, {"accuracy": 0.945, SPREAD: 0.069}, {})
     script = snippet.replace("/absolute/path", str(tmp_path)) + "print(len(runs), differing, len(recipe) > 0)"
-    options = {"cwd": tmp_path, "capture_output": True, "text": True}  # its database is a process's
-    ran = subprocess.run([sys.executable, "-c", script], **options)
+    ran = python(script, cwd=tmp_path)  # its database is a process's
     assert ran.stdout == "1 {} True\n", ran.stderr
     assert (tmp_path / "runs.csv").is_file()
 
@@ -215,15 +201,14 @@ def test_the_printed_command_reproduces_the_run(ask, storage):
         ("ipc=3", "storage="),
     ],
 )
-def test_bad_arguments_give_one_line_and_exit_code_2(ask, words, expected):
-    assert expected in ask(*words.split(), code=2)
+def test_bad_arguments_give_one_line_and_exit_code_2(storage, refused, words, expected):
+    assert expected in refused("runs", *words.split(), f"storage={storage.path}")
 
 
 @pytest.mark.parametrize("words", [(), ("--gc",)])
-def test_a_query_creates_no_database(tmp_path, capsys, words):
+def test_a_query_creates_no_database(tmp_path, output, words):
     open_storage(str(tmp_path))
-    assert main(["runs", *words, f"storage={tmp_path}"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("no")
+    assert output("runs", *words, f"storage={tmp_path}").splitlines()[-1].startswith("no")
     assert not (tmp_path / "mlflow.db").exists()
 
 
@@ -265,10 +250,10 @@ def test_gc_with_json_deletes_only_with_yes(filled, ask, later):
         assert (filled / "latents").has_directory(B) != bool(deleted)
 
 
-def test_an_unreachable_server_without_records_is_an_error(ask, monkeypatch):
+def test_an_unreachable_server_without_records_is_an_error(storage, refused, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert "MLFLOW_TRACKING_URI: http://127.0.0.1:9" in ask(code=2)
+    assert "MLFLOW_TRACKING_URI: http://127.0.0.1:9" in refused("runs", f"storage={storage.path}")
 
 
 def test_a_child_run_is_found_again(storage):

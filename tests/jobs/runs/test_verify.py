@@ -61,9 +61,8 @@ def test_damage_is_listed_and_removed_with_yes(storage, capsys):
     assert read_manifest(storage / "latents/bbbbbbbbbbbb")
 
 
-def test_a_storage_of_a_newer_format_is_refused(storage, capsys):
+def test_a_storage_of_a_newer_format_is_refused(storage, refused):
     storage.write_json("format.json", {"format": 99})
     for mode in ("--verify", "--gc"):
-        assert main(["runs", mode, "--yes", f"storage={storage.uri}"]) == 2
-        assert "format 99" in capsys.readouterr().err
+        assert "format 99" in refused("runs", mode, "--yes", f"storage={storage.uri}")
     assert read_manifest(storage / "latents/aaaaaaaaaaaa")

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from loopback_hub import Hub
+from stored import write_set
 from tiny import CLASSES
 
 from ims3_ray.config.load import load_config
-from ims3_ray.data.distilled import DistilledImage, Method, card, to_table, write_parquet, write_pngs
+from ims3_ray.data.distilled import DistilledImage, Method, card
 from ims3_ray.data.transforms import encode_png
 from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import complete, fingerprint, open_storage
@@ -39,13 +39,11 @@ def make_run(tmp_path):
         images = [DistilledImage(i // IPC, i % IPC, 0, i, seed, encode_png(p)) for i, p in enumerate(pixels)]
         name = fingerprint(["distilled", seed])
         out = storage / "distilled" / name
-        write_parquet(out, lambda: [to_table(images, CLASSES, IPC)])
-        entries = write_pngs(out, images, CLASSES, IPC)
         licences = {"weights": None, "images": None}
         method = Method("synthetic", "")
         text = card(len(images), CLASSES, "digits", "digits", name, licences, method)
         out.write("README.md", text.encode())
-        complete(out, {"fingerprint": name, "rows": len(images), "images": entries})
+        write_set(out, images, CLASSES, IPC, fingerprint=name, rows=len(images))
         artifacts = {"distilled": out}
         for noun, file, content in (
             ("adapter", "adapter.safetensors", b"values"),
@@ -64,11 +62,3 @@ def make_run(tmp_path):
         return storage, out
 
     return make
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub on loopback, which this process knows, with a token that it takes."""
-    monkeypatch.setenv("HF_TOKEN", Hub.TOKEN)
-    with Hub().known(monkeypatch, tmp_path / "cache") as served:
-        yield served

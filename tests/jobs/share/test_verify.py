@@ -50,26 +50,32 @@ def test_a_set_is_scored_by_its_run_s_own_recipe_on_few_seeds(recipe):
     assert (ours.evaluate.seeds, ours.evaluate.baselines, ours.evaluate.full) == (2, (), False)
 
 
-def test_a_damaged_set_is_refused_before_anything_is_scored(make_run, tmp_path, capsys):
+def test_an_accuracy_that_is_not_as_stated_ends_in_an_error(make_run, evaluation, monkeypatch, capsys):
+    order = {"audit": {"classes": {"distilled": {"own_share": 1.0, "real_share": 1.0}}}}
+    monkeypatch.setattr("ims3_ray.jobs.share.verify._score", lambda *_, **__: document)
+    for mean, code in ((0.943, 0), (0.5, 2)):
+        document = measured(evaluation, mean) | order
+        assert main(["verify", make_run()[1].uri]) == code
+    out, err = capsys.readouterr()
+    assert "measured 94.30 ± 0.40: as stated" in out
+    assert err.count("\n") == 1
+    assert "accuracy is not as stated: smoke-v2/convnet3-w8: stated 94.50" in err
+
+
+def test_a_damaged_set_is_refused_before_anything_is_scored(make_run, tmp_path, refused):
     main(["push", make_run()[1].uri, "--to", str(tmp_path / "mine")])
     card = tmp_path / "mine" / "README.md"
     card.write_bytes(card.read_bytes().replace(b"94.50", b"99.50"))
-    capsys.readouterr()
-    assert main(["verify", str(tmp_path / "mine")]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "README.md holds other bytes than were written" in err
+    assert "README.md holds other bytes than were written" in refused("verify", tmp_path / "mine")
 
 
-def test_a_set_of_which_no_accuracy_is_stated_has_its_bytes_checked_alone(make_run, tmp_path, capsys):
+def test_a_set_of_which_no_accuracy_is_stated_has_its_bytes_checked_alone(make_run, output):
     storage, made = make_run()
     (name,) = (storage / "runs").folders()
     record = storage.read_json(f"runs/{name}/run.json")
     del record["artifacts"]["evaluation"]
     storage.write_json(f"runs/{name}/run.json", record)
-    assert main(["verify", made.uri]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out == [
+    assert output("verify", made.uri).splitlines() == [
         f"checksums      {len(made.files()) - 1} files as written",
         "accuracy       none is stated: not measured",
     ]
@@ -84,29 +90,23 @@ def test_a_set_of_which_no_accuracy_is_stated_has_its_bytes_checked_alone(make_r
     ],
 )
 def test_what_somebody_else_wrote_is_one_line_where_it_is_no_set(
-    make_run, tmp_path, capsys, name, content, told
+    make_run, tmp_path, refused, name, content, told
 ):
     main(["push", make_run()[1].uri, "--to", str(tmp_path / "mine")])
     folder = open_directory(str(tmp_path / "mine"))
     folder.write(name, content)
     complete(folder, {"fingerprint": "of-somebody-else"})
-    capsys.readouterr()
-    assert main(["verify", str(tmp_path / "mine")]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert told in err
+    assert told in refused("verify", tmp_path / "mine")
 
 
 @pytest.mark.slow
-def test_a_run_s_set_is_as_its_run_states_wherever_it_lies(finished_run, tmp_path, capsys):
+def test_a_run_s_set_is_as_its_run_states_wherever_it_lies(finished_run, tmp_path, output):
     """The few seeds are the first of the run's own: with as many, what is measured is what was."""
     _, run = finished_run
-    assert main(["push", run.distilled, "--to", str(tmp_path / "mine")]) == 0
+    output("push", run.distilled, "--to", tmp_path / "mine")
     stated = run.evaluation["sets"]["distilled"]["last"]["mean"]
-    for place in (run.distilled, str(tmp_path / "mine")):
-        capsys.readouterr()
-        assert main(["verify", place, "evaluate.seeds=2", f"storage={tmp_path / 'storage'}"]) == 0
-        out = capsys.readouterr().out
+    for place in (run.distilled, tmp_path / "mine"):
+        out = output("verify", place, "evaluate.seeds=2", f"storage={tmp_path / 'storage'}")
         assert "files as written" in out
         assert "% of its images look like their own class" in out
         assert out.count(f"{100 * stated:.2f} ±") == 2

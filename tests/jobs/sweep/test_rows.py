@@ -11,7 +11,6 @@ import pytest
 from printed import job, next_commands
 from tiny import tiny_words
 
-from ims3_ray.cli import run_command
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.sweep.comparison import compare
@@ -93,15 +92,14 @@ def test_every_row_is_compared_with_the_baseline_over_the_seeds(ran):
 
 
 @pytest.mark.slow
-def test_the_command_finds_it_and_ends_with_a_command_to_run_next(ran, tmp_path, capsys):
+def test_the_command_finds_it_and_ends_with_a_command_to_run_next(ran, tmp_path, output):
     sweep, *_, out = ran
     words = [f"{name}={json.dumps(value)}" for name, value in sweep.overrides.items()]
     words += ["--recipe", "digits", "--rows", rows_file(tmp_path), "--ipc", "2,3", "--seeds", "2"]
-    assert run_command("sweep", [*words, "--pool-images", "6"]) == 0
-    printed = capsys.readouterr().out
+    printed = output("sweep", *words, "--pool-images", "6")
     assert (out / "index.html").uri in printed
-    assert run_command(*job(next_commands(printed)["query"])) == 0
-    assert "inverted" in capsys.readouterr().out
+    command, query = job(next_commands(printed)["query"])
+    assert "inverted" in output(command, *query)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +158,12 @@ def test_a_row_with_an_unknown_field_is_refused_before_any_work(tmp_path):
         (["--space", "ipc=1,2", "--seeds", "3"], "--seeds"),
     ],
 )
-def test_options_of_the_other_mode_are_refused(words, option, capsys):
-    assert run_command("sweep", words) == 2
-    assert capsys.readouterr().err.startswith(f"error: {option}: ")
+def test_options_of_the_other_mode_are_refused(words, option, refused):
+    assert refused("sweep", *words).startswith(f"error: {option}: ")
 
 
-def test_a_dry_run_lists_the_trials(capsys):
-    assert run_command("sweep", ["--rows", "refine", "--ipc=1,10", "--seeds=2", "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_a_dry_run_lists_the_trials(output):
+    lines = output("sweep", "--rows", "refine", "--ipc=1,10", "--seeds=2", "--dry-run").splitlines()
     assert len(lines) == 3 * 2 * 2
     assert lines[0] == "ipc=1 row=single images seed=0"
 
@@ -197,12 +193,7 @@ def test_a_stopped_comparison_resumes_and_repeats_no_trial(
     words = [*words_of(tiny_model, tiny_images, tmp_path / "runs"), "workers.trials=1"]
     words += ["--rows", rows_file(tmp_path), "--ipc", "2", "--seeds", "2", "--pool-images", "0"]
     env = processes.environment() | cluster_environment
-    process = processes.job("sweep", *words, env=env)
-    for line in process.stdout:
-        if line.startswith("[1/4]"):
-            break
-    else:
-        pytest.fail(process.stderr.read())
+    process = processes.started_until(r"^\[1/4]", "sweep", *words, env=env)
     os.kill(process.pid, stop)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err

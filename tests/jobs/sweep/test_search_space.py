@@ -2,9 +2,9 @@
 
 import pytest
 
-from ims3_ray.config.load import load_config
+from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.jobs.sweep.plan import Sweep
+from ims3_ray.jobs.sweep.plan import Sweep, as_words
 from ims3_ray.jobs.sweep.search_space import Choice, Range, read_space
 
 
@@ -31,6 +31,11 @@ def sweep(*words, search="grid", overrides=None, **options):
 )
 def test_values_are_yaml_and_ranges_are_of_integers_if_the_field_takes_nothing_else(word, domain):
     assert list(space(word).domains.values()) == [domain]
+
+
+def test_the_words_of_a_trial_are_overrides():
+    values = {"select.subgroups": None, "select.exclude_copies": True, "sample.steps": 20}
+    assert parse_overrides(as_words(values).split()) == values
 
 
 @pytest.mark.parametrize(

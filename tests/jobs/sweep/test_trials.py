@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from loopback_hub import Hub
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
@@ -135,12 +134,11 @@ def test_shared_artefacts_are_counted_once():
     assert lines[3] == "2,failed,10" + "," * 10 + "it broke"
 
 
-def test_every_trial_takes_a_hub_model_at_one_commit(monkeypatch, tmp_path):
+def test_every_trial_takes_a_hub_model_at_one_commit(hub, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    with Hub().known(monkeypatch, tmp_path / "cache") as hub:
-        commit = hub.push("facebook/DiT-XL-2-256", tmp_path / "model")
-        sweep = pin_models(Sweep(recipe="imagewoof", overrides={}, space=SPACE, search="bayes"))
+    commit = hub.push("facebook/DiT-XL-2-256", tmp_path / "model")
+    sweep = pin_models(Sweep(recipe="imagewoof", overrides={}, space=SPACE, search="bayes"))
     for config in (sweep.config(VALUES), sweep.winner(VALUES)):
         assert config.model.path == f"facebook/DiT-XL-2-256@{commit}"
     assert pin_models(SWEEP) == SWEEP

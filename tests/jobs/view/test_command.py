@@ -13,7 +13,6 @@ import uvicorn
 from processes import job
 from viewed import make_storage
 
-from ims3_ray.cli import main
 from ims3_ray.jobs.view.app import make_app
 from ims3_ray.jobs.view.command import find_storage, listen
 from ims3_ray.jobs.view.run_store import RunStore
@@ -25,27 +24,18 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-def error_line(words, capsys):
-    """Run the command with bad input; return its single error line."""
-    assert main(["view", *words, "--no-browser"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
-def test_folder_without_runs_is_an_error(tmp_path, capsys):
-    assert "storage: " in error_line([str(tmp_path)], capsys)
+def test_folder_without_runs_is_an_error(tmp_path, refused):
+    assert "storage: " in refused("view", tmp_path, "--no-browser")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_server_listens_on_loopback_and_a_port_in_use_or_out_of_range_is_an_error(tmp_path, capsys):
-    storage = open_storage(str(tmp_path)).path
+def test_the_server_listens_on_loopback_and_a_port_in_use_or_out_of_range_is_an_error(tmp_path, refused):
+    words = "view", open_storage(str(tmp_path)).path, "--no-browser", "--port"
     with listen(0) as other:
         host, port = map(str, other.getsockname())
         assert host == "127.0.0.1"
-        assert f"--port {port}" in error_line([storage, "--port", port], capsys)
-    assert "--port 70000" in error_line([storage, "--port", "70000"], capsys)
+        assert f"--port {port}" in refused(*words, port)
+    assert "--port 70000" in refused(*words, "70000")
 
 
 def test_storage_is_given_as_folder_or_field(tmp_path):

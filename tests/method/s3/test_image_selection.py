@@ -73,8 +73,9 @@ def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, 
 
 
 @pytest.mark.parametrize("chosen", [[1, 4, 5, 8], [3]])
-@pytest.mark.parametrize("kind", ["balls", "distance"])
-def test_coverage_changes_match_the_definition(kind, chosen):
+@pytest.mark.parametrize(("kind", "block"), [("balls", 2**24), ("distance", 2**24), ("distance", 50)])
+def test_coverage_changes_match_the_definition_in_one_block_or_several(kind, block, chosen, monkeypatch):
+    monkeypatch.setattr(image_selection, "BLOCK_COVERS", block)
     rng = np.random.default_rng(0)
     covers = rng.random((9, 30)) if kind == "distance" else (rng.random((9, 30)) < 0.2).astype(float)
     chosen, free = np.array(chosen), np.setdiff1d(np.arange(9), chosen)

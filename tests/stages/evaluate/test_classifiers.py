@@ -8,10 +8,11 @@ import pytest
 import torch
 from flat import opened
 from PIL import Image
+from stored import write_set
 
 from ims3_ray.cluster.resources import Machine, find_machine
 from ims3_ray.config.settings import Workers
-from ims3_ray.data.distilled import DistilledImage, list_images, to_table, write_parquet, write_pngs
+from ims3_ray.data.distilled import DistilledImage, list_images
 from ims3_ray.data.loader import BatchReader
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import PROTOCOLS, get_protocols
@@ -29,7 +30,7 @@ from ims3_ray.stages.evaluate.classifiers import (
     train_all,
 )
 from ims3_ray.stages.evaluate.stage import MeanCurve
-from ims3_ray.storage.artifacts import complete, open_directory
+from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.disk_cache import cache_folder
 
 SMOKE = PROTOCOLS["smoke"]
@@ -100,8 +101,7 @@ def test_one_png_is_the_same_pixels_as_a_real_image_and_as_a_distilled_one(tmp_p
         pngs.append(path.read_bytes())
     out = open_directory(str(tmp_path / "distilled"))
     made = [DistilledImage(label, 0, 0, 0, 0, png) for label, png in enumerate(pngs)]
-    write_parquet(out, lambda: [to_table([image], CLASSES, 1) for image in made])
-    complete(out, {"images": write_pngs(out, made, CLASSES, 1)})
+    write_set(out, made, CLASSES, 1)
     real, distilled = opened(tmp_path / "set", tmp_path), list_images(out, CLASSES)
     with open_pixels(real, 32) as ours:
         monkeypatch.setattr(BatchReader, "__call__", lambda *_: pytest.fail("not from the one file"))

@@ -4,41 +4,37 @@ import re
 
 import numpy as np
 import pytest
+from planned import config_of, context_of, run
 
-from ims3_ray.cluster.resources import find_machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.results import headline_metrics
-from ims3_ray.jobs.distill import run as distillation
 from ims3_ray.jobs.distill.result import summary_lines
-from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.stages.evaluate.stage import first_of_pool
 
 NAMES = ["random", "herding", "k_center", "medoids"]
 
 
 @pytest.fixture(scope="module")
-def evaluated(finished_run):
+def evaluated(words):
     """The finished run with more baselines: the stages ahead of evaluation are found complete."""
-    words = [*finished_run[0], f"evaluate.baselines=[{', '.join(NAMES)}]", "evaluate.pool_images=8"]
-    config = load_config("digits", parse_overrides(words))
-    return config, distillation.run(config, lambda line: None)
+    more = f"evaluate.baselines=[{', '.join(NAMES)}]", "evaluate.pool_images=8"
+    return config_of(words, *more), run(words, *more)
 
 
 def test_every_baseline_stands_beside_the_set_with_its_seeds_and_figures(evaluated):
-    config, run = evaluated
-    sets, coverage = run.evaluation["sets"], run.evaluation["coverage"]
+    config, made = evaluated
+    sets, coverage = made.evaluation["sets"], made.evaluation["coverage"]
     images = {name: of_set["images"] for name, of_set in sets.items()}
     assert images == dict.fromkeys(("distilled", *NAMES), 18) | {"full": 36}
     assert all(of_set["seeds"] == [0, 1] for of_set in sets.values())
     assert set(coverage) == {"distilled", *NAMES, "ceiling", "pool"}
     assert 0 <= sets["distilled"]["label_robust_score"] <= 1
-    assert "networks" not in run.evaluation
-    figures = headline_metrics(run.evaluation)
+    assert "networks" not in made.evaluation
+    figures = headline_metrics(made.evaluation)
     names = {"accuracy", "accuracy/random/last", "accuracy/full/best", "label_robust_score/distilled"}
     assert names | {"coverage/pool"} <= set(figures)
     assert all(isinstance(value, float) for value in figures.values())
-    table = "\n".join(summary_lines(config, run))
+    table = "\n".join(summary_lines(config, made))
     assert all(title in table for title in ("k-centre", "greedy cover", "pool", "full real"))
 
 
@@ -65,20 +61,14 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
     [
         ("evaluate.pool_images=19", "evaluate.pool_images: 19 per class exceed the pool's 18"),
         ("evaluate.networks=[convnet3, resnet18]", "resnet18 needs images of at least 33 px, not 16"),
-        (
-            "evaluate.protocol=quick-val",
-            "data.validation: protocol quick-val scores on this split; set ",
-        ),
+        ("evaluate.protocol=quick-val", "data.validation: protocol quick-val scores on this split; set "),
         ("evaluate.baselines=[random, random]", "evaluate.baselines: 'random' occurs twice"),
         ("evaluate.baselines=[kmeans]", "evaluate.baselines.0"),
         ("evaluate.networks=[]", "evaluate.networks"),
         ("evaluate.networks=[lenet]", "evaluate.networks.0: should be one of convnet3, "),
         ("evaluate.networks=[timm:resnet19]", "timm has no model 'resnet19'; similar names: resnet18"),
         ("evaluate.networks=[timm:vgg11]", "timm:vgg11 does not take images of 16 px"),
-        (
-            "evaluate.protocol=soft-32",
-            "evaluate.baselines: soft-label accuracies mean little",
-        ),
+        ("evaluate.protocol=soft-32", "evaluate.baselines: soft-label accuracies mean little"),
         ("export.soft_labels=2", "export.soft_labels: evaluate.protocol=smoke has no teacher"),
         ("evaluate.teacher=timm:resnet18", "evaluate.teacher: protocol smoke has hard labels; leave it out"),
         ("evaluate.seeds=1001", "evaluate.seeds"),
@@ -86,9 +76,5 @@ def test_the_pools_first_candidates_are_taken_by_subgroup_and_index_whatever_the
     ],
 )
 def test_an_evaluation_that_can_not_be_is_refused_before_a_run(tiny_overrides, word, message):
-    def prepare():
-        config = load_config("digits", parse_overrides([*tiny_overrides, word]))
-        preparation.prepare(config, find_machine(config.workers))
-
     with pytest.raises(InputError, match=f"^[^\\n]*{re.escape(message)}[^\\n]*$"):
-        prepare()
+        context_of(tiny_overrides, word)

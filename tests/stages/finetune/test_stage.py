@@ -45,7 +45,6 @@ def test_the_published_target_needs_no_inversions(tiny_overrides):
     [
         (["im.target=one_step"], r"im\.target: one_step .*micro_batches=1"),
         (["im.minimax=class"], r"im\.minimax: class .*micro_batches=1"),
-        ([*ONE_STEP, "im.metric=l2"], r"im\.metric: l2 needs im\.target=trajectory"),
         (["finetune.steps=0"], r"finetune\.steps"),
     ],
 )

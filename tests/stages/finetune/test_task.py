@@ -45,8 +45,7 @@ def test_inversions_are_matched_per_image_for_any_number_of_parts(build_task, ta
 
 
 @pytest.mark.parametrize(
-    ("precision", "apart"),
-    [("fp32", set()), ("bf16", {"matching", "diversity", "representativeness"})],
+    ("precision", "apart"), [("fp32", set()), ("bf16", {"matching", "diversity", "representativeness"})]
 )
 def test_small_terms_get_their_own_pass_if_gradients_are_rounded(build_task, precision, apart):
     task = build_task(precision, im={"minimax": "image"})
@@ -66,6 +65,19 @@ def test_a_step_reads_nothing_from_its_device_and_sends_only_its_batch(build_tas
         with Sent() as counted:
             trainer.train_step()
         assert counted.count <= len(fields(TrainingBatch)) + more
+
+
+@pytest.mark.parametrize("minimax", ["image", "class"])
+def test_a_resumed_training_has_its_minimax_memories(build_task, minimax):
+    config = TrainingConfig(steps=4, batch_size=8, micro_batches=1, lr=1e-3)
+    whole, first, second = (
+        Trainer(build_task(im={"minimax": minimax}), config, 0, 1, torch.device("cpu")) for _ in range(3)
+    )
+    for trainer in (first, whole, whole):
+        trainer.train_step(), trainer.train_step()
+    second.load_state_dict(first.state_dict())
+    second.train_step(), second.train_step()
+    assert torch.equal(whole.vector, second.vector)
 
 
 def test_each_part_draws_only_its_own_rows(build_task):

@@ -6,12 +6,10 @@ import numpy as np
 import planned
 import pytest
 
-from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.evaluation import SEEDS_PER_RUN
 from ims3_ray.data.distilled import DistilledSet
 from ims3_ray.data.transforms import decode
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline import prepare as preparation
 from ims3_ray.stages.evaluate.classifiers import classifier_seeds
 from ims3_ray.stages.evaluate.teacher import SEED as TEACHER_SEED
 from ims3_ray.stages.refine.probe import seed_of
@@ -28,11 +26,6 @@ REFINE = (
 
 
 steps_of = partial(planned.steps_of, upto="refine")
-
-
-@pytest.fixture(scope="module")
-def words(finished_run):
-    return finished_run[0]
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +144,11 @@ def test_siamese_views_are_those_of_the_target(words):
         (["probe.networks=[convnet6]"], r"probe\.networks: .*convnet6"),
         (["probe.protocol=soft-32"], r"probe\.protocol: .*soft-32"),
         (["refine.real_images=13"], r"refine\.real_images: 13 .*12"),
-        (
-            ["probe.checkpoint_steps=[0, 7]"],
-            r"probe\.checkpoint_steps: 7 .*6 steps",
-        ),
+        (["probe.checkpoint_steps=[0, 7]"], r"probe\.checkpoint_steps: 7 .*6 steps"),
         (["evaluate.protocol=none"], r"probe\.protocol: "),
     ],
 )
 def test_unsuitable_settings_are_refused_before_any_work(words, more, message):
-    config = planned.config_of(words, *REFINE, *more)
+    planned.config_of(words, *REFINE, *more)
     with pytest.raises(InputError, match=message):
-        preparation.prepare(config, find_machine(config.workers))
+        planned.context_of(words, *REFINE, *more)

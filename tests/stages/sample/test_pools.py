@@ -1,40 +1,25 @@
 """Pools that are larger than the distilled set, and candidates that start from inversions."""
 
+from functools import partial
+
 import numpy as np
+import planned
 import pytest
 
-from ims3_ray.cluster.resources import find_machine
-from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.prepare import prepare
-from ims3_ray.pipeline.steps import plan, run_step
+from ims3_ray.pipeline.steps import plan
 from ims3_ray.stages.sample.initial_latents import InitialLatents
 from ims3_ray.storage import schemas
 from ims3_ray.storage.artifacts import open_directory
 from ims3_ray.storage.rows import read_rows
 
-
-def context_of(*words):
-    config = load_config("digits", parse_overrides(words))
-    return prepare(config, find_machine(config.workers))
-
-
-def steps_of(words, *more, upto="select"):
-    """Run the missing steps up to a stage; return all by the noun of their artefact."""
-    context = context_of(*words, *more)
-    steps = plan(context, upto)
-    return {step.stage.output: step if step.manifest else run_step(context, step) for step in steps}
+steps_of = partial(planned.steps_of, upto="select")
 
 
 def candidates(steps):
     rows = read_rows(steps["candidates"].directory, schemas.CANDIDATES)
     order = np.lexsort((rows["index"], rows["subgroup"], rows["label"]))
     return {name: column[order] for name, column in rows.items()}
-
-
-@pytest.fixture
-def words(finished_run):
-    return finished_run[0]
 
 
 @pytest.mark.slow
@@ -70,10 +55,7 @@ def test_the_share_of_noise_in_a_start_changes_the_candidates(words):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [
-        ("sample.start=inversion", "sample.start_level=600"),
-        ("sample.sampler=dpm", "sample.start=inversion"),
-    ],
+    [("sample.start=inversion", "sample.start_level=600"), ("sample.sampler=dpm", "sample.start=inversion")],
 )
 def test_inversions_and_dpm_give_the_same_for_any_number_of_actors(words, options):
     options += ("finetune.epochs=0",)
@@ -87,14 +69,14 @@ def test_inversions_and_dpm_give_the_same_for_any_number_of_actors(words, option
 
 def test_only_a_pool_from_inversions_reads_inversions(words):
     for start, inputs in (("noise", {"adapter"}), ("inversion", {"adapter", "inversions", "features"})):
-        *_, sample = plan(context_of(*words, f"sample.start={start}"), "sample")
+        *_, sample = plan(planned.context_of(words, f"sample.start={start}"), "sample")
         assert set(sample.parents) == inputs
 
 
 @pytest.mark.parametrize("word", ["sample.pool_ipc=3", "select.subgroups=9"])
 def test_a_pool_smaller_than_the_set_is_refused(words, word):
     with pytest.raises(InputError, match=word.partition("=")[0]):
-        load_config("digits", parse_overrides([*words, word]))
+        planned.config_of(words, word)
 
 
 def test_initial_latents_are_assigned_in_order_and_again_from_the_first():

@@ -17,9 +17,9 @@ from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
 from ims3_ray.method.s3 import distributed_descent
 from ims3_ray.method.s3.objective import Objective, real_centroid, subgroup_centroids
-from ims3_ray.stages.select.candidates import open_candidates, open_features
+from ims3_ray.stages.select.candidates import SelectionInput, open_candidates, open_features
 from ims3_ray.stages.select.run_selection import select_features
-from ims3_ray.stages.select.shard_actors import ActorShards, SelectionInput, ShardPool, check_bound, split
+from ims3_ray.stages.select.shard_actors import ActorShards, ShardPool, check_bound, split
 from ims3_ray.storage.artifacts import complete, open_directory
 from ims3_ray.storage.rows import pack_part_keys, write_index
 from ims3_ray.storage.schemas import CANDIDATES, FEATURES, to_parquet
@@ -146,6 +146,15 @@ def test_exclude_copies_drops_candidates_that_copy_real_images(ray_cluster, tmp_
         selected(pool, ipc=9, **images)
 
 
+def test_features_of_a_subgroup_that_cancel_out_are_bad_input(ray_cluster, tmp_path):
+    candidates, real = feature_tables(4, seed=5)
+    name, rows = next(iter(candidates.items()))
+    (*_, feature), others = rows[0], rows[IPC:]
+    candidates[name] = [(0, 0, feature), (0, 1, -feature), *others]
+    with pytest.raises(InputError, match="'class-00': the means of the subgroups: row 0"):
+        selected(opened(tmp_path, candidates, real))
+
+
 def test_a_larger_weight_of_coverage_gives_more_coverage(ray_cluster, tmp_path):
     pool = opened(tmp_path, *feature_tables(4, seed=5))
     low, high = (
@@ -162,6 +171,12 @@ def test_memory_decides_the_number_of_shards_and_the_rows_per_read(tmp_path):
     assert rows > 1e6
     large = replace(pool, num_subgroups=np.full(9, 10_000_000))
     assert split(selection_input(large, memory_gb=1.5), 2)[0] > 2
+    covered = {"unit": "image", "coverage": 0.3, "coverage_by": "distance", "memory_gb": 2.5}
+    many = replace(
+        pool, num_images=np.full(9, 6000), real=replace(pool.real, counts=dict.fromkeys(pool.classes, 10_000))
+    )
+    assert split(selection_input(many, **covered | {"coverage": 0.0}), 2)[0] == 2
+    assert split(selection_input(many, **covered), 2)[0] > 2
     with pytest.raises(InputError, match=r"select.memory_gb: 0.3 GB .* set 0\.5"):
         split(selection_input(pool, memory_gb=0.3), 2)
     names = [f"class-{i:02d}" for i in range(9)]
