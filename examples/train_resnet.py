@@ -17,11 +17,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import v2
 
-SIZE, BATCH, STEPS, RATE = 32, 64, 200, 0.05
+SIZE, BATCH, RATE = 32, 64, 0.05
 torch.manual_seed(0)
 random.seed(0)
 packed = Path(sys.argv[1]).absolute().parent / "distilled.json"
 factor = json.loads(packed.read_text())["packing_factor"] if packed.exists() else 1
+steps = 200 * factor**2  # a packed set has as many times more images
 
 
 def tile(image):
@@ -38,8 +39,8 @@ test = ImageFolder(sys.argv[2], v2.Compose([v2.Resize(SIZE), v2.CenterCrop(SIZE)
 model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=len(train.classes))
 model.conv1, model.maxpool = torch.nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False), torch.nn.MaxPool2d(1)
 optimiser = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, STEPS, pct_start=0.1)
-for images, labels in DataLoader(train, BATCH, sampler=RandomSampler(train, True, STEPS * BATCH)):
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps, pct_start=0.1)
+for images, labels in DataLoader(train, BATCH, sampler=RandomSampler(train, True, steps * BATCH)):
     loss = cross_entropy(model(images), labels)
     optimiser.zero_grad()
     loss.backward()
