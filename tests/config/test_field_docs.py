@@ -1,20 +1,14 @@
 """docs/configuration.md and `--help` are generated from the fields' docstrings."""
 
 import pytest
+from planned import leaves
 from processes import ROOT
-from pydantic import BaseModel
 
 from docs.make_configuration import page
 from ims3_ray.cli import COMMANDS, run_command
 from ims3_ray.config.field_docs import SETTINGS, fields, groups, help_text
 
 PAGE = ROOT / "docs/configuration.md"
-
-
-def leaves(settings: BaseModel, prefix=""):
-    for name, value in settings:
-        is_section = isinstance(value, BaseModel)
-        yield from leaves(value, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]
 
 
 def test_the_page_is_up_to_date():

@@ -1,5 +1,7 @@
 """A tiny run's configuration, context, steps and result, from its words."""
 
+from pydantic import BaseModel
+
 from ims3_ray.cluster.resources import find_machine
 from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.jobs.distill import run as distillation
@@ -9,6 +11,13 @@ from ims3_ray.pipeline.steps import plan, run_step
 
 def config_of(words, *more, recipe="digits"):
     return load_config(recipe, parse_overrides([*words, *more]))
+
+
+def leaves(settings, prefix=""):
+    """The names of all fields, with those of their sections."""
+    for name, value in settings:
+        is_section = isinstance(value, BaseModel)
+        yield from leaves(value, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]
 
 
 def context_of(words, *more, recipe="digits"):
