@@ -113,6 +113,13 @@ def find_copies(real: Features, others: Features) -> tuple[Int[np.ndarray, " m"]
     return rows[:, 0], distances[:, 0] <= _copy_threshold(_neighbour_distances2(real, 1))
 
 
+def became_copies(real: Features, before: Features, after: Features) -> Bool[np.ndarray, " m"]:
+    """Tell which images are copies `after` a change, and were none `before`. One real image has no copies."""
+    if len(real) < 2:
+        return np.zeros(len(after), bool)
+    return find_copies(real, after)[1] & ~find_copies(real, before)[1]
+
+
 def _copy_threshold(nearest2: Float32[np.ndarray, " n"]) -> float:
     """Return the largest squared distance of a copy, from those of real images to their nearest other."""
     return float(np.percentile(nearest2, COPY_PERCENTILE))

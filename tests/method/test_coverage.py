@@ -6,6 +6,7 @@ import pytest
 
 from ims3_ray.method.coverage import (
     RealClass,
+    became_copies,
     class_mean,
     class_metrics,
     deciles,
@@ -116,6 +117,13 @@ def test_a_copy_is_within_the_first_percentile_of_real_to_real_distances():
     rows, is_copy = find_copies(x[:, None], y[:, None])
     assert rows.tolist() == [200, 200, 50]
     assert is_copy.tolist() == [True, False, True]
+
+
+def test_only_images_that_a_change_made_copies_became_copies():
+    real = np.array([[0.0], [1], [3], [6]], np.float32)  # a copy is within about 1
+    before, after = np.array([[[0.5], [4.5], [9], [9]], [[0.5], [3.5], [6.5], [9]]], np.float32)
+    assert became_copies(real, before, after).tolist() == [False, True, True, False]
+    assert became_copies(real[:1], before, after).tolist() == [False] * 4
 
 
 def test_vendi_counts_distinct_directions():

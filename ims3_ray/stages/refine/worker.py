@@ -18,7 +18,7 @@ from ims3_ray.data.loader import BatchReader, Payload
 from ims3_ray.data.transforms import decode, encode_png, resize_and_crop, square
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.probes import differentiable, probe_protocols
-from ims3_ray.method.coverage import find_copies
+from ims3_ray.method.coverage import became_copies
 from ims3_ray.method.packing import cut, enlarge, pack
 from ims3_ray.method.refine import Match, NoGradientError, Statistic
 from ims3_ray.method.seeding import generator, permutation
@@ -116,7 +116,9 @@ class Refiner:
                 embed_pixels(self._extractor, self._as_generated(pixels), self._batch_size, self._device)
                 for pixels in (start, moved)
             ]
-        restored = self._became_copies(label, *embedded)
+        features = self._inputs.features
+        real = features.take(np.flatnonzero(features.labels == label)).read()
+        restored = became_copies(real, *embedded)
         pngs = [[encode_png(image) for image in pixels] for pixels in (start, moved)]
         columns: Columns = {
             name: np.array([getattr(image, name) for image in selected], np.int64) for name in ORIGIN
@@ -245,11 +247,3 @@ class Refiner:
         if not bool(torch.isfinite(images).all()):
             raise InputError(f"refine.lr: {self._settings.lr:g} led to pixels that are not finite; lower it")
         return cut(to_pixels(images), self._packing.factor).cpu().numpy()
-
-    def _became_copies(self, label: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """Tell which images (K,) became copies of real ones by refinement."""
-        features = self._inputs.features
-        real = features.take(np.flatnonzero(features.labels == label)).read()
-        if len(real) < 2:
-            return np.zeros(len(after), bool)
-        return find_copies(real, after)[1] & ~find_copies(real, before)[1]
