@@ -252,6 +252,7 @@ def test_nodes_are_in_one_zone_and_database_and_cache_are_on_the_host():
     assert cache in re.findall(r"--volume \S+:(\S+)", OPTIONS["worker"])
 
 
+@pytest.mark.slow  # CI installs the linters before the slow tests
 def test_linters_accept_the_files():
     """hadolint, cfn-lint, promtool if there is one; Kubernetes schemas for documents and pods of the job."""
     validate = pytest.importorskip("kubernetes_validate").validate
