@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator
 
-from .base import BatchSize, Count, Section, Weight, check_unique
+from .base import BatchSize, Count, Section, check_unique
 
 NetworkName = Literal[
     "convnet3", "convnet6", "resnetap10", "resnet18", "convnet4", "resnet8", "mlp", "convnet3bn"
@@ -95,8 +95,6 @@ class Refine(Section):
     """Real images per class that the targets are computed from, a seeded random subset. null: all."""
     real_batch: Count | None = None
     """Real images per class drawn anew in every step. null: one target per probe, of real_images."""
-    anchor_weight: Weight = 0.0
-    """Weight of the mean squared distance to the initial image."""
     batch_size: BatchSize = BatchSize(cpu=64, cuda=16)
     """Images decoded at once. Larger classes are decoded in parts, with less memory and 50 % more time."""
 

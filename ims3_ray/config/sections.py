@@ -152,8 +152,6 @@ class Sample(Section):
     """Timestep at which inverted images start, rounded to the nearest step of invert."""
     start_images: Count | None = None
     """Inverted images per class: k-means medoids, in turn. null: pool_ipc, the same for every subgroup."""
-    start_noise: Share | None = None
-    """Share of fresh noise in the variance of an initial latent. null: 1 − variance of the inversions."""
     sampler: Literal["ancestral", "ddim", "dpm"] = "ancestral"
     """DDPM's random steps (paper), DDIM's deterministic ones, or DPM-Solver++ of second order."""
     steps: int = Field(default=50, ge=2, le=1000)
@@ -199,11 +197,7 @@ class Select(Section):
     unit: Literal["subgroup", "image"] = "subgroup"
     """Select one subgroup per class (paper), or any ipc images of the class's candidates."""
     coverage: Weight = 0.0
-    """Weight of how well the selected images cover the real ones. Needs unit=image."""
-    coverage_by: Literal["balls", "distance"] = "balls"
-    """Coverage: share of real images with a selected one in their k-NN ball, or mean closeness."""
-    coverage_neighbours: Count = 5
-    """k of these balls."""
+    """Weight of coverage: how close real images are to the nearest selected one. Needs unit=image."""
     exclude_copies: bool = False
     """Exclude candidates closer to a real image than 99 % of real images are to their neighbour."""
     real_images: Count | None = 200

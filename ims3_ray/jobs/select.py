@@ -22,11 +22,6 @@ from ims3_ray.storage.directory import check_writable
 if TYPE_CHECKING:
     from ims3_ray.storage.schemas import SelectionFile
 
-COVERAGE = {
-    "balls": "mean covered share of real images",
-    "distance": "mean 1 − d/2, d to the nearest chosen image",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", required=True, metavar="PARQUET", help="features of the candidates")
@@ -76,7 +71,7 @@ def table(document: "SelectionFile") -> list[str]:
         rows.append(("best subgroups", best["objective"], "of the same pool"))
     if settings["coverage"]:
         mean = terms["coverage"] / len(document["selection"])
-        rows.append(("  coverage", mean, COVERAGE[str(settings["coverage_by"])]))
+        rows.append(("  coverage", mean, "mean 1 − d/2, d to the nearest chosen image"))
     bound, gap, of_gain = document["lower_bound"], document["gap"], document["gap_of_gain"]
     note = "not computed; select.lower_bound sets a method"
     if bound is not None and gap is not None:

@@ -138,7 +138,6 @@ class Refinement:
     steps: int
     lr: float
     views: int
-    anchor_weight: float  # of the mean squared distance to the start
     chunk: int  # images decoded at once with their graph; see decode_in_chunks
     clamp: bool = False  # after every step to 0 … 1, for pixels: what is optimised is what is exported
 
@@ -159,7 +158,7 @@ class Refinement:
         for step in range(self.steps):
             for group in optimiser.param_groups:
                 group["lr"] = self.lr * decay(step, self.steps)
-            loss, z.grad = self._gradient(z, start, label, match(step))
+            loss, z.grad = self._gradient(z, label, match(step))
             if step == 0 and loss and not z.grad.any():
                 raise NoGradientError("decode: the decoded images have no gradient")
             optimiser.step()
@@ -169,15 +168,12 @@ class Refinement:
             on_loss(loss)
         return z.detach()
 
-    def _gradient(self, z: Tensor, start: Tensor, label: int, match: Match) -> tuple[float, Tensor]:
+    def _gradient(self, z: Tensor, label: int, match: Match) -> tuple[float, Tensor]:
         images, backward = decode_in_chunks(self.decode, z, self.chunk)
         views = torch.cat([self.view(images, match.draws) for _ in range(self.views)])
         ours = self.objective.measure(match.probe, views, label, differentiable=True)
         distance = self.objective.distance(ours, match.target)
-        gradient = backward(torch.autograd.grad(distance, images)[0])
-        if self.anchor_weight:
-            gradient = gradient + self.anchor_weight * 2 * (z.detach() - start) / z.numel()
-        return distance.item(), gradient
+        return distance.item(), backward(torch.autograd.grad(distance, images)[0])
 
 
 def decay(step: int, steps: int) -> float:

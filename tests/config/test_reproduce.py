@@ -63,24 +63,25 @@ def test_a_run_of_a_recipe_file_is_reproduced_by_changes_of_a_named_recipe(tmp_p
 def test_fields_that_only_one_version_has_are_noted_and_the_others_reproduced():
     recipe = load_config("digits", {"ipc": 5}).results()
     recipe["sample"]["flavour"] = "sweet"
-    del recipe["select"]["coverage_by"]
+    del recipe["select"]["coverage"]
     reproduction = reproduced(recipe)
     assert reproduction.overrides["ipc"] == 5
     assert "sample.flavour" not in reproduction.overrides
-    assert {note.partition(":")[0] for note in reproduction.notes} == {"sample.flavour", "select.coverage_by"}
+    assert {note.partition(":")[0] for note in reproduction.notes} == {"sample.flavour", "select.coverage"}
 
 
 def test_renamed_and_removed_fields_of_an_older_run_are_reproduced():
-    config = load_config("digits", {"invert.steps": 7, "refine.anchor_weight": 1.0})
+    config = load_config("digits", {"invert.steps": 7, "evaluate.random_subsets": 9})
     recipe = config.results()
     recipe["invert"] |= {"points": recipe["invert"].pop("steps"), "substeps": 1}
-    recipe["refine"]["stay"] = recipe["refine"].pop("anchor_weight")
+    recipe["evaluate"]["draws"] = recipe["evaluate"].pop("random_subsets")
+    recipe["refine"]["stay"] = 0.0
     recipe["model"] |= {"compile": {"cpu": False, "cuda": True}}
     recipe["model"]["graphs"] = {"cpu": False, "cuda": recipe["model"].pop("cuda_graphs")}
     recipe["im"]["minimax"] = {"representativeness": 0.002, "extreme": "image"}
     reproduction = reproduced(recipe)
     assert reproduction.notes == []
-    assert reproduction.overrides == {"invert.steps": 7, "refine.anchor_weight": 1.0, "im.minimax": "image"}
+    assert reproduction.overrides == {"invert.steps": 7, "evaluate.random_subsets": 9, "im.minimax": "image"}
 
 
 def test_the_command_does_not_depend_on_environment_variables(monkeypatch):

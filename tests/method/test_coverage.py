@@ -11,6 +11,7 @@ from ims3_ray.method.coverage import (
     class_metrics,
     deciles,
     find_copies,
+    inside_balls,
     is_covered,
     kid,
     neighbour_distances,
@@ -101,6 +102,14 @@ def test_deciles_are_the_coverage_of_each_tenth_from_the_densest():
     metrics = _metrics(x, y, k=5)
     assert np.mean(metrics["deciles"]) == pytest.approx(metrics["coverage"])
     assert metrics["deciles"][0] == is_covered(x, y)[np.argsort(neighbour_distances(x))[:4]].mean()
+
+
+def test_a_ball_holds_the_images_within_its_radius_and_on_its_surface():
+    x, y = _normal(9, 4, 0), _normal(6, 4, 1)
+    radii = np.sort(np.linalg.norm(x[:, None] - x, axis=2), axis=1)[:, 3]
+    assert np.array_equal(inside_balls(x, y, 3), radii[:, None] >= np.linalg.norm(y[:, None] - x, axis=2).T)
+    x = _normal(300, 24, 5)
+    assert inside_balls(x, x, 5).sum(axis=1).min() == 6  # its own image and the k nearest others
 
 
 def test_distances_far_from_the_origin_are_exact_and_faiss_settings_are_restored(monkeypatch):

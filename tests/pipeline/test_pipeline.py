@@ -209,7 +209,7 @@ def test_run_is_reproducible_and_gc_keeps_its_artefacts(words, result, monkeypat
 
 @pytest.mark.slow
 def test_selected_single_images_are_exported(words):
-    result = run(words, "select={unit: image, coverage: 0.5, coverage_neighbours: 3}", NO_SCORES)
+    result = run(words, "select={unit: image, coverage: 0.5}", NO_SCORES)
     selection = document(result, "selection", "selection.json")
     assert selection["objective"] <= selection["subgroup_selection"]["objective"]
     images = document(result, "distilled")["images"]

@@ -9,10 +9,9 @@
 | κ | weight of coverage |
 
     L(S) = α Σ_i log(d(c_i, r_i) + ε) - w Σ_{i<j} log(d(c_i, c_j) + ε) - κ Σ_i coverage(S_i)
-    coverage(S) = mean over real x of max_{n in S} v(n, x)
-The first two terms are those of `objective`. Coverage is what a centroid does not measure. v(n, x) is 1 if n
-lies in the k-nearest-neighbour ball of x and 0 otherwise (`ball_table`), or 1 - |f_n - x| / 2
-(`closeness_table`: k-medoids among the candidates; Kaufman & Rousseeuw 1990).
+    coverage(S) = mean over real x of max_{n in S} v(n, x), v(n, x) = 1 - |f_n - x| / 2
+The first two terms are those of `objective`. Coverage is what a centroid does not measure: k-medoids among
+the candidates (Kaufman & Rousseeuw 1990).
 
 Each class swaps images one by one against the centroids of the other classes. Classes move together in the
 rounds of `distributed_descent`. No single swap improves the result.
@@ -23,8 +22,6 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int
-
-from ims3_ray.method.coverage import inside_balls
 
 from .distributed_descent import descend
 from .objective import (
@@ -86,14 +83,6 @@ def solve_images(shards: ImageShards, objective: Objective, *, start: Choice | N
     terms, coincident = terms_of(choice)
     check_coincident(coincident, objective)
     return Selection(np.sort(choice), terms, terms_of(closest)[0].total, "swaps", rounds)
-
-
-def ball_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"], k: int = 5) -> Table:
-    """Return 1 if an image lies in the ball of a real image of its class, else 0; features of unit length.
-
-    The radius of a ball is the distance to the k-th nearest other real image.
-    """
-    return inside_balls(real, images, k).T.astype(np.float64)
 
 
 def closeness_table(images: Float[np.ndarray, "N D"], real: Float[np.ndarray, "M D"]) -> Table:

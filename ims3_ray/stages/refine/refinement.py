@@ -48,7 +48,6 @@ def refinement(settings: Refine, vae: Vae | None, rules: Protocol, packing: Size
         steps=settings.steps,
         lr=settings.lr,
         views=views_of(settings, rules),
-        anchor_weight=settings.anchor_weight,
         chunk=part,
         clamp=settings.space == "pixel",
     )

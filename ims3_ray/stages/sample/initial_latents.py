@@ -73,7 +73,7 @@ def collect_initial_latents(
     by_class = list(map_in_order(_read_class, by_name(), len(context.classes)))
     latents = np.concatenate(by_class).astype(np.float32)
     variance = float(np.mean(latents.astype(np.float64) ** 2))
-    noise = max(0.0, 1 - variance) if settings.start_noise is None else settings.start_noise
+    noise = max(0.0, 1 - variance)
     offsets = np.concatenate([[0], np.cumsum([len(of_class) for of_class in by_class])])
     return InitialLatents((latents / variance**0.5).astype(np.float16), noise, offsets, config.pool_ipc)
 

@@ -19,7 +19,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.s3 import trws
 from ims3_ray.method.s3.distributed_descent import fetch_pools
-from ims3_ray.method.s3.image_selection import ImageShard, ball_table, closeness_table
+from ims3_ray.method.s3.image_selection import ImageShard, closeness_table
 from ims3_ray.method.s3.objective import real_centroid, subgroup_centroids, unit_rows
 from ims3_ray.method.s3.shard import History, Moves, Shard, split_classes
 from ims3_ray.method.seeding import permutation
@@ -74,7 +74,8 @@ class ClassRange:
             self._keys.append(keys)
             images.append(unit_rows(features, label).astype(np.float32))
             if settings.coverage:
-                covers.append(self._covers(images[-1], real, name))
+                unit_real = unit_rows(real, f"real images of class {name!r}").astype(np.float32)
+                covers.append(closeness_table(images[-1], unit_real))
         shared = np.stack(real_centroids), source.objective, len(source.names)
         self.groups = Shard(ids.start, centroids, *shared)
         if images:
@@ -103,7 +104,10 @@ class ClassRange:
         self, keys: Keys, features: np.ndarray, real: np.ndarray, name: str
     ) -> tuple[Keys, np.ndarray]:
         """Drop candidates that copy real images. Raises InputError if fewer than ipc are left."""
-        _check_real_images(1, real, "select.exclude_copies", name)
+        if len(real) < 2:
+            raise InputError(
+                f"select.exclude_copies: needs two real images per class; class {name!r} has {len(real)}"
+            )
         is_new = ~find_copies(real, features)[1]
         if is_new.sum() < self.source.ipc:
             raise InputError(
@@ -111,21 +115,6 @@ class ClassRange:
                 f"image, ipc needs {self.source.ipc}; draw more (sample.subgroups, sample.pool_ipc)"
             )
         return {key: column[is_new] for key, column in keys.items()}, features[is_new]
-
-    def _covers(self, images: np.ndarray, real: np.ndarray, name: str) -> np.ndarray:
-        settings = self.source.settings
-        real = unit_rows(real, f"real images of class {name!r}").astype(np.float32)
-        if settings.coverage_by == "distance":
-            return closeness_table(images, real)
-        _check_real_images(settings.coverage_neighbours, real, "select.coverage_neighbours", name)
-        return ball_table(images, real, settings.coverage_neighbours)
-
-
-def _check_real_images(k: int, real: np.ndarray, field: str, name: str) -> None:
-    if len(real) <= k:
-        raise InputError(
-            f"{field}: needs more than {k} real images per class; class {name!r} has {len(real)}"
-        )
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1)

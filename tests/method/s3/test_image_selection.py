@@ -10,7 +10,6 @@ from ims3_ray.method.s3 import image_selection
 from ims3_ray.method.s3.distributed_descent import select_centroids
 from ims3_ray.method.s3.image_selection import (
     ImageShard,
-    ball_table,
     closeness_table,
     coverage_changes,
     covered_share,
@@ -30,9 +29,8 @@ def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
     return images, reals, unit(np.stack([r.mean(axis=0) for r in reals]))
 
 
-def covers_of(images, reals, by="balls"):
-    pairs = zip(images, reals, strict=True)
-    return [ball_table(f, x, 2) if by == "balls" else closeness_table(f, x) for f, x in pairs]
+def covers_of(images, reals):
+    return [closeness_table(f, x) for f, x in zip(images, reals, strict=True)]
 
 
 def select_images(images, real, objective, size, covers=None, *, start=None):
@@ -51,16 +49,16 @@ def evaluate_images(choice, images, real, objective, covers=None):
     return Terms(terms.attraction, terms.separation, terms.total - objective.coverage * covered, covered)
 
 
-@pytest.mark.parametrize(("by", "coverage"), [("balls", 0.0), ("balls", 0.5), ("distance", 0.5)])
+@pytest.mark.parametrize("coverage", [0.0, 0.5])
 @pytest.mark.parametrize("shortlist", [64, 1])
 @pytest.mark.parametrize("normalization", ["per_class", "none"])
-def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, shortlist, by, monkeypatch):
+def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, shortlist, monkeypatch):
     monkeypatch.setattr(image_selection, "SHORTLIST", shortlist)
     objective = Objective(0.4, 0.9, 0.01, normalization, coverage)
     for seed in range(2):
         images, reals, real = instance(4, 8, seed, noise=3.0, width=4)
         problem = images, real, objective
-        covers = covers_of(images, reals, by)
+        covers = covers_of(images, reals)
         result = select_images(*problem, 3, covers)
         total = evaluate_images(result.choice, *problem, covers).total
         assert result.terms.total == pytest.approx(total, abs=1e-5)
@@ -73,11 +71,11 @@ def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, 
 
 
 @pytest.mark.parametrize("chosen", [[1, 4, 5, 8], [3]])
-@pytest.mark.parametrize(("kind", "block"), [("balls", 2**24), ("distance", 2**24), ("distance", 50)])
+@pytest.mark.parametrize(("kind", "block"), [("ties", 2**24), ("none equal", 2**24), ("none equal", 50)])
 def test_coverage_changes_match_the_definition_in_one_block_or_several(kind, block, chosen, monkeypatch):
     monkeypatch.setattr(image_selection, "BLOCK_COVERS", block)
     rng = np.random.default_rng(0)
-    covers = rng.random((9, 30)) if kind == "distance" else (rng.random((9, 30)) < 0.2).astype(float)
+    covers = rng.random((9, 30)) if kind == "none equal" else (rng.random((9, 30)) < 0.2).astype(float)
     chosen, free = np.array(chosen), np.setdiff1d(np.arange(9), chosen)
     changes = coverage_changes(covers, chosen, free)
     for (a, out), (b, into) in itertools.product(enumerate(chosen), enumerate(free)):
@@ -94,16 +92,6 @@ def test_images_reach_a_lower_objective_than_their_subgroups():
     result = select_images(images, real, PAPER, 3, start=start)
     assert evaluate_images(start, images, real, PAPER).total == pytest.approx(subgroups.objective, rel=1e-4)
     assert result.objective < subgroups.objective - 0.01
-
-
-def test_a_ball_holds_the_images_within_its_radius_and_on_its_surface():
-    rng = np.random.default_rng(0)
-    images, real = unit(rng.random((6, 4))), unit(rng.random((9, 4)))
-    radii = np.sort(np.linalg.norm(real[:, None] - real, axis=2), axis=1)[:, 3]
-    inside = np.linalg.norm(images[:, None] - real, axis=2) <= radii
-    assert np.array_equal(ball_table(images, real, 3), inside)
-    real = unit(np.random.default_rng(5).normal(size=(300, 24)))
-    assert ball_table(real, real, 5).sum(axis=0).min() == 6  # its own image and the k nearest others
 
 
 def test_closeness_falls_with_the_distance_to_the_nearest_chosen_image():

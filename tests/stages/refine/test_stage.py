@@ -101,12 +101,7 @@ def test_runs_share_probes_and_zero_steps_disable_refinement(words, refined, fin
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more",
-    [
-        ("refine.objective=embeddings",),
-        ("refine.space=pixel", "refine.anchor_weight=1"),
-        ("refine.start=medoids",),
-    ],
+    "more", [("refine.objective=embeddings",), ("refine.space=pixel",), ("refine.start=medoids",)]
 )
 def test_other_objectives_spaces_and_starts_change_the_images(words, more):
     rows = read_rows(steps_of(words, *REFINE, *more)["refined"].directory, schemas.REFINED)

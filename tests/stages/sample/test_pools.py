@@ -42,17 +42,6 @@ def test_one_subgroup_disables_selection(words):
 
 
 @pytest.mark.slow
-def test_the_share_of_noise_in_a_start_changes_the_candidates(words):
-    start = ("sample.start=inversion", "sample.start_level=1")
-    near, far = (
-        candidates(steps_of(words, *start, f"sample.start_noise={share}", upto="sample")) for share in (0, 1)
-    )
-    noise = candidates(steps_of(words, upto="sample"))
-    assert not np.array_equal(near["feature"], far["feature"])
-    assert not np.array_equal(near["feature"], noise["feature"])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [("sample.start=inversion", "sample.start_level=600"), ("sample.sampler=dpm", "sample.start=inversion")],

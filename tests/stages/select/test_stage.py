@@ -121,7 +121,7 @@ def test_small_problems_are_solved_exactly_unless_lower_bound_is_set(
 @pytest.mark.slow
 def test_single_images_are_never_worse_than_the_best_subgroups(ray_cluster, tmp_path):
     pool = opened(tmp_path, *feature_tables(4, seed=5))
-    settings = {"unit": "image", "coverage": 0.3, "coverage_neighbours": 2}
+    settings = {"unit": "image", "coverage": 0.3}
     document = selected(pool, **settings).document
     assert document["objective"] <= document["subgroup_selection"]["objective"] + 1e-12
     assert document["terms"]["coverage"] > 0
@@ -158,7 +158,7 @@ def test_features_of_a_subgroup_that_cancel_out_are_bad_input(ray_cluster, tmp_p
 def test_a_larger_weight_of_coverage_gives_more_coverage(ray_cluster, tmp_path):
     pool = opened(tmp_path, *feature_tables(4, seed=5))
     low, high = (
-        selected(pool, unit="image", coverage_by="distance", coverage=weight).document["terms"]["coverage"]
+        selected(pool, unit="image", coverage=weight).document["terms"]["coverage"]
         for weight in (0.01, 100.0)
     )
     assert high > low
@@ -171,7 +171,7 @@ def test_memory_decides_the_number_of_shards_and_the_rows_per_read(tmp_path):
     assert rows > 1e6
     large = replace(pool, num_subgroups=np.full(9, 10_000_000))
     assert split(selection_input(large, memory_gb=1.5), 2)[0] > 2
-    covered = {"unit": "image", "coverage": 0.3, "coverage_by": "distance", "memory_gb": 2.5}
+    covered = {"unit": "image", "coverage": 0.3, "memory_gb": 2.5}
     many = replace(
         pool, num_images=np.full(9, 6000), real=replace(pool.real, counts=dict.fromkeys(pool.classes, 10_000))
     )
