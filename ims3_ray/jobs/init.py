@@ -59,10 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
         from ims3_ray.cluster.resources import find_machine  # heavy; bad input is reported before
 
         from .distill.estimate import largest_pretraining
+        from .pretrain.rows import MIN_IMAGES
 
         machine = find_machine(Workers(), wait=False)
         has_hub = machine.on_gpus and data.side == PUBLISHED_SIDE and check_hub().state == OK
-        model = arguments.model or (HUB if has_hub else "own" if machine.on_gpus else "none")
+        smallest, trains = min(data.tuned), min(data.tuned) >= MIN_IMAGES
+        model = arguments.model or (HUB if has_hub else "own" if machine.on_gpus and trains else "none")
+        if model == "own" and not trains:
+            raise InputError(
+                f"--data: the smallest class has {smallest} images to train on, a generator needs "
+                f"{MIN_IMAGES}; add some, or give --model none"
+            )
         chosen = [arguments.image_size] if model == "own" and arguments.image_size else None
         sizes = chosen or [side for side in OWN_SIDES if side <= data.side]
         own = largest_pretraining(sizes, arguments.hours, data.tuned, machine)
@@ -81,7 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     hours = f"about {own[1]:.1f} h"
     for command, duration in zip(draft.commands, [hours, time][1 - draft.is_own :], strict=True):
         print(f"next    {command}  # {duration}")
-    print(f"or      {draft.alternative}  # {'minutes' if draft.is_own else f'generator: {hours}'}")
+    if trains:
+        print(f"or      {draft.alternative}  # {'minutes' if draft.is_own else f'generator: {hours}'}")
 
 
 def _check_out(out: Path) -> None:

@@ -117,9 +117,14 @@ class Draft:
         distil = shell_command("distill", "--recipe", str(self.path), *self.storage)
         if not self.is_own:
             return [distil]
-        fields = {"data.train": self.data.train, "image_size": self.size}
-        fields |= {"data.validation_split": self.data.split} if self.data.split else {}
-        fields |= {"data.mirror": False} if self.data.is_grey else {}
+        from .pretrain.rows import hold_out, smaller_batches  # imports torch
+
+        data, pretrain = self.data, Pretrain()
+        images = data.images.split(data.split)[0] if data.split else data.images
+        fields: dict[str, object] = {"data.train": data.train, "image_size": self.size}
+        fields |= {"data.validation_split": data.split} if data.split else {}
+        fields |= {"data.mirror": False} if data.is_grey else {}
+        fields |= smaller_batches(pretrain, len(hold_out(pretrain, images)[0]))
         words = [*override_words(fields), *self.storage]
         return [shell_command("pretrain", "--out", self.folder, *words), distil]
 

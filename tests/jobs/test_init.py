@@ -13,8 +13,12 @@ from processes import python
 from tiny import CLASSES, THREE, write_images
 
 from ims3_ray.cli import run_command
-from ims3_ray.config.load import load_config, parse_overrides
+from ims3_ray.config.load import load_config, load_settings, parse_overrides
+from ims3_ray.config.pretrain import Pretrain
+from ims3_ray.data.images import open_images
+from ims3_ray.jobs.pretrain.rows import split_images
 from ims3_ray.jobs.recipe_draft import HUB
+from ims3_ray.storage.artifacts import open_storage
 
 
 @pytest.fixture
@@ -38,7 +42,8 @@ def init(*words):
 
 def runs(config, tiny_model):
     """Whether a dry run accepts the recipe, with a model in place of the one that pretraining would write."""
-    shutil.copytree(tiny_model, config.model.path)
+    if config.source == "generator":
+        shutil.copytree(tiny_model, config.model.path)
     return run_command("distill", ["--recipe", "flowers.yaml", "--dry-run"]) == 0
 
 
@@ -72,11 +77,24 @@ def test_without_test_images_a_split_is_held_out_and_numbers_fit_small_classes(
     here, tiny_model, per_class, ipc, protocol, split, neighbours
 ):
     write_images(here / "flowers", per_class, seed=0)
-    config = init("--data", "flowers", "--model", "own")
+    config = init("--data", "flowers", "--model", "own" if per_class > 5 else "none")
     assert (config.ipc, config.evaluate.protocol, config.evaluate.neighbours) == (ipc, protocol, neighbours)
     assert config.data.validation_split == split
-    assert (f"data.validation_split={split}" in (here / "flowers.yaml").read_text()) == bool(split)
+    assert ("validation_split" in (here / "flowers.yaml").read_text()) == bool(split)
     assert runs(config, tiny_model)
+
+
+@pytest.mark.parametrize("per_class", [6, 40])
+def test_the_printed_training_of_a_generator_takes_batches_that_the_images_fill(here, per_class):
+    write_images(here / "flowers", per_class, seed=0)
+    init("--data", "flowers", "--model", "own")
+    (command,) = re.findall("# .* pretrain (.*)", (here / "flowers.yaml").read_text())
+    config = load_settings(Pretrain, parse_overrides(shlex.split(command)[2:]))
+    images = open_images(
+        config.data.train, open_storage("runs"), name="data.train", seed=0, max_bad_fraction=0
+    )
+    trained, _ = split_images(config, images.split(config.data.validation_split)[0])
+    assert config.transformer.batch_size <= len(trained)
 
 
 @pytest.mark.parametrize(
@@ -130,13 +148,15 @@ def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_m
         ("--data two --out nowhere/two.yaml", "nowhere"),
         ("--data two ipc=5", "ipc"),
         ("--data two --model nowhere", "none or own"),
+        ("--data few --model own", "3 images to train on, a generator needs 5"),
         ("--data two --model own --image-size 50", "image_size: 50 is no multiple of 4"),
         ("", "--data"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(here, refused, words, expected):
     write_images(here / "one", 3, seed=0, classes=["only"])
-    write_images(here / "two", 3, seed=0)
+    write_images(here / "few", 4, seed=0)
+    write_images(here / "two", 6, seed=0)
     write_images(here / "other", 3, seed=0, classes=["cat", "dog"])
     assert expected in refused("init", *words.split())
     assert not list(here.rglob("*.yaml"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ims3_ray.config.load import override_words
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.loader import BatchReader, Payload
@@ -31,23 +32,31 @@ MIN_IMAGES = 5  # per class
 
 def split_images(config: Pretrain, images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
     """Returns (trained, held-out) images. Raises InputError for too few of a class or for a batch."""
+    trained, held_out = hold_out(config, images)
+    if smaller := smaller_batches(config, len(trained)):
+        words = " ".join(override_words(smaller))
+        raise InputError(f"data.train: {len(trained)} images to train on are less than a batch; set {words}")
+    return trained, held_out
+
+
+def hold_out(config: Pretrain, images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
+    """Returns (trained, held-out) images. Raises InputError for too few of a class."""
     for name, count in zip(images.classes, images.counts(), strict=True):
         if count < MIN_IMAGES:
             raise InputError(
                 f"data.train: class {name!r} has {count} images, a generator needs {MIN_IMAGES}; add "
                 "some, or name the other classes in data.classes"
             )
-    trained, held_out = images, None
-    if config.patience:
-        trained, held_out = images.split(min(HELD_OUT_SHARE, MAX_HELD_OUT / len(images)))
-    most = len(trained) // config.micro_batches * config.micro_batches
+    if not config.patience:
+        return images, None
+    return images.split(min(HELD_OUT_SHARE, MAX_HELD_OUT / len(images)))
+
+
+def smaller_batches(config: Pretrain, count: int) -> dict[str, int]:
+    """Batch sizes by field, of the trainings whose batch is larger than `count` images."""
+    most = count // config.micro_batches * config.micro_batches
     sections = {"vae": config.vae, "transformer": config.transformer, "extractor": config.extractor}
-    words = [f"{name}.batch_size={most}" for name, section in sections.items() if section.batch_size > most]
-    if words:
-        raise InputError(
-            f"data.train: {len(trained)} images to train on are less than a batch; set {' '.join(words)}"
-        )
-    return trained, held_out
+    return {f"{name}.batch_size": most for name, section in sections.items() if section.batch_size > most}
 
 
 @dataclass(frozen=True)
