@@ -51,6 +51,13 @@ def changed(settings, field, name):
     return settings.model_copy(update={head: new})
 
 
+def test_the_scored_images_change_only_the_evaluation_and_the_report(tiny_overrides):
+    context = context_of(tiny_overrides, *ENABLED)
+    other = replace(context, inputs={**context.inputs, "scored": "other"})
+    before, after = ({step.fingerprint: step.stage.name for step in plan(of)} for of in (context, other))
+    assert {before[key] for key in before.keys() - after.keys()} == {"evaluate", "report"}
+
+
 def test_every_field_that_can_change_a_result_changes_an_artefact_before_the_report(tiny_overrides):
     context = context_of(tiny_overrides, *ENABLED)
 
