@@ -1,11 +1,11 @@
 """Base classes of the configuration: constrained numbers, frozen sections, values per device kind."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ims3_ray.display import UNPRINTABLE
@@ -47,6 +47,33 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def as_field(model: type[BaseModel], field: str, value: object) -> object:
+    """Returns `value` as a dotted field holds it, such as 1.0 for 1. Raises ValueError for another type.
+
+    Limits and conflicts with other fields are not checked.
+    """
+    *sections, name = field.split(".")
+    annotation: Any = _section(sections, model).model_fields[name].annotation
+    kind = TypeAdapter[Any](annotation)
+    return kind.dump_python(kind.validate_python(value), mode="json")
+
+
+def fields_beside(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
+    """Returns the fields of the section that the last part of `location` is in; [] if there is none."""
+    try:
+        return list(_section(location[:-1], model).model_fields)
+    except LookupError:
+        return []
+
+
+def _section(location: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        model = [kind for kind in kinds if issubclass(kind, BaseModel)][0]  # noqa: RUF015 a LookupError
+    return model
 
 
 def canonical_location(location: str | None) -> str | None:

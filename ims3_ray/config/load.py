@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,7 +16,7 @@ from pydantic_settings import SettingsError
 
 from ims3_ray.errors import InputError
 
-from .base import Settings
+from .base import Settings, fields_beside
 from .settings import Config
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -109,12 +109,14 @@ def recipe_text(recipe: str) -> tuple[str, str]:
     """Returns (name, YAML text) of a recipe, given its name, path or URI."""
     if recipe in recipe_names():
         return recipe, (RECIPES / f"{recipe}.yaml").read_text()
-    path = Path(recipe)
-    if path.suffix == ".yaml" and "://" in recipe:
+    place, mark, query = recipe.partition("?")  # of a URI
+    path = Path(place)
+    if path.suffix == ".yaml" and "://" in place:
         from ims3_ray.storage.directory import open_directory  # slow to import
 
-        if (folder := open_directory(recipe.rpartition("/")[0])).exists(path.name):
+        if (folder := open_directory(place.rpartition("/")[0] + mark + query)).exists(path.name):
             return path.stem, folder.read(path.name).decode()
+    path = Path(recipe)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return path.stem, read_text(path, partial(_bad_recipe, recipe))
     raise InputError(
@@ -246,12 +248,12 @@ def _drop_descriptions(values: Values, recipe: Values, overrides: Overrides) -> 
         before, after = recipe.get(section), values.get(section)
         if not isinstance(before, dict) or not isinstance(after, dict) or description not in before:
             continue
-        is_other = any(f in before and _unpinned(after.get(f)) != _unpinned(before[f]) for f in fields)
+        is_other = any(f in before and unpinned(after.get(f)) != unpinned(before[f]) for f in fields)
         if is_other and not _is_override(overrides, section, description):
             after[description] = None
 
 
-def _unpinned(location: object) -> object:
+def unpinned(location: object) -> object:
     """A hub id without hf:// and revision: a description holds for every commit."""
     plain = r"^(?:hf://)?([\w.-]+/[\w.-]+?)(?:@.*)?$"
     return re.sub(plain, r"\1", location) if isinstance(location, str) else location
@@ -268,7 +270,7 @@ def _explain(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
     if error["type"] == "extra_forbidden":
         if location in RENAMED:
             return f"{location}: is now called {RENAMED[location]}"
-        fields = _fields_beside(error["loc"], kind)
+        fields = fields_beside(error["loc"], kind)
         if location in REMOVED:
             return f"{location}: was removed, its value is always {REMOVED[location]}; drop it"
         near = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
@@ -284,16 +286,5 @@ def check_field(field: str) -> None:
     """Raises InputError, with the valid fields, if `field` is no field of a recipe."""
     parts = tuple(field.split("."))
     for depth in range(1, len(parts) + 1):
-        if parts[depth - 1] not in _fields_beside(parts[:depth], Config):
+        if parts[depth - 1] not in fields_beside(parts[:depth], Config):
             raise InputError(_explain({"type": "extra_forbidden", "loc": parts[:depth]}, Config))
-
-
-def _fields_beside(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str]:
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        models = [kind for kind in kinds if issubclass(kind, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)

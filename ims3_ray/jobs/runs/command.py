@@ -180,12 +180,11 @@ def _rebuild(storage: Directory, _arguments: argparse.Namespace) -> Answer:
     from .rebuild import rebuild, record_names  # heavy, likewise
 
     client(storage).get_experiment_by_name(EXPERIMENT)  # report an unreachable server once, not per run
-    written, found = (
-        rebuild(storage, storage, partial(print_line, stream=message_stream())),
-        len(record_names(storage)),
-    )
-    line = f"{written} of {found} runs written to {tracking_uri(storage)}, {found - written} as they were"
-    return {"runs": found, "written": written}, [line]
+    written, skipped = rebuild(storage, storage, partial(print_line, stream=message_stream()))
+    found = len(record_names(storage))
+    rest = f"{found - written - skipped} as they were" + (f", {skipped} skipped" if skipped else "")
+    line = f"{written} of {found} runs written to {tracking_uri(storage)}, {rest}"
+    return {"runs": found, "written": written, "skipped": skipped}, [line]
 
 
 ANSWERS = {"list": _list, "best": _best, "diff": _diff, "reproduce": _reproduce, "gc": _gc}

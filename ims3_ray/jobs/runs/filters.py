@@ -3,8 +3,9 @@
 import contextlib
 import re
 
-from ims3_ray.config.base import flatten
+from ims3_ray.config.base import as_field, flatten
 from ims3_ray.config.load import load_config, read_yaml
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.runs import tags
 
@@ -31,11 +32,8 @@ def read_condition(text: str) -> str:
         if operator not in ("=", "!="):
             raise InputError(f"--where {text!r}: {name} takes only = or !=")
         if name in fields:  # as MLflow has it: null is None, true is True
-            with contextlib.suppress(InputError):
-                given = read_yaml(value, InputError)
-                value = tags.param_text(
-                    flatten(load_config("digits", {name: given}).results()).get(name, value)
-                )
+            with contextlib.suppress(InputError, ValueError):
+                value = tags.param_text(as_field(Config, name, read_yaml(value, InputError)))
         if name == "kind" and value not in tags.KINDS:
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(tags.KINDS)}")
         return f"{f'tags.`{TAGS[name]}`' if name in TAGS else f'params.`{name}`'} {operator} '{value}'"

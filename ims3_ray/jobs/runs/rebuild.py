@@ -31,12 +31,12 @@ def record_names(storage: Directory) -> list[str]:
 
 def rebuild(
     storage: Directory, tracked: Directory, print_line: Callable[[str], None], *, with_files: bool = True
-) -> int:
-    """Write the records of `storage` to the MLflow of `tracked`; returns the number of runs written.
+) -> tuple[int, int]:
+    """Write the records of `storage` to the MLflow of `tracked`; returns (written, skipped) runs.
 
     Runs that are finished in MLflow stay unchanged. An unreadable record is skipped with a warning.
     """
-    written = 0
+    written = skipped = 0
     for name in record_names(storage):
         try:
             record = storage.read_json(f"runs/{name}/run.json")
@@ -44,8 +44,9 @@ def rebuild(
         except OutageError:
             raise
         except (InputError, LookupError, TypeError, AttributeError, ValueError) as error:
+            skipped += 1
             print_line(f"warning: runs/{name} is skipped: its record is unreadable ({error})")
-    return written
+    return written, skipped
 
 
 @contextlib.contextmanager

@@ -66,6 +66,8 @@ def _damaged_state_files(storage: Directory) -> Iterator[Damage]:
                     storage.read_json(f"{top}/{name}")
                 except OutageError:
                     raise
+                except FileNotFoundError:  # the heartbeat of a run that has ended since
+                    continue
                 except InputError:
                     yield Damage("", f"{top}/{name}", "holds no JSON")
 

@@ -25,7 +25,7 @@ from ims3_ray.display import confirm, format_bytes, noun, one_line
 from ims3_ray.errors import InputError, describe_error
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner
-from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest
+from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest_file
 from ims3_ray.storage.directory import check_writable
 from ims3_ray.storage.hub import NAME, SCHEME
 
@@ -118,8 +118,9 @@ def _prepare_folder(out: Directory, checksums: dict[str, str], *, replace: bool)
     check_writable(out, f"--to: {out.uri}")
     if not out.files():
         return True
-    manifest = read_manifest(out) or {}
-    if manifest.get("checksums") == checksums:
+    manifest, sizes = read_manifest_file(out) or {}, {name: info.size for name, info in out.files().items()}
+    is_intact = all(sizes.get(name) == size for name, size in manifest.get("files", {}).items())
+    if is_intact and manifest.get("checksums") == checksums:
         return False
     pushed = {MANIFEST, *manifest.get("files", ())}
     is_push = "recipe.yaml" in pushed and pushed >= set(out.files())

@@ -123,7 +123,7 @@ def _latest(storage: Directory, is_match: Callable[[Record], bool], place: str) 
         )
     if len(sets := {_set_of(record) or "none" for record in found}) > 1:
         raise InputError(f"{place}: matches {len(sets)} sets, {first_few(sorted(sets), show=str)}; name one")
-    return max(found, key=lambda record: (record.state != records.RUNNING, record.written))
+    return max(found, key=lambda record: (record.state == records.FINISHED, record.written))
 
 
 def _set_of(record: Record) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ims3_ray.config.base import flatten
+from ims3_ray.config.base import as_field, flatten
 from ims3_ray.config.load import load_config, override_words
 from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
@@ -118,7 +118,8 @@ class Sweep:
 
         The recipe alone names the pool that trials share: the largest sample.subgroups for all of them.
         """
-        return flatten(self.config(values).results()) | flatten(values)
+        own = {name: as_field(Config, name, value) for name, value in flatten(values).items()}
+        return flatten(self.config(values).results()) | own
 
     def params(self) -> dict[str, Value]:
         """The sweep's MLflow parameters: fields common to all trials, the space, and the search."""
@@ -126,7 +127,8 @@ class Sweep:
         base = flatten(self.base.results())
         common = {name: value for name, value in base.items() if not f"{name}.".startswith(swept)}
         space = {f"{SPACE}{name}": str(domain) for name, domain in self.space.describe().items()}
-        options = {"search": self.search, "trials": self.trials, "asha": self.asha}
+        options: Values = {"search": self.search, "asha": self.asha}
+        options |= {"trials": self.trials} if self.search != "grid" else {}
         return common | space | options | {OBJECTIVE: ",".join(self.objective)}
 
     _option: ClassVar[str] = "--space"
@@ -175,7 +177,9 @@ class RowSweep(Sweep):
         for seed in self.seeds:
             for name in self.rows.generated:
                 values = {"seed": seed, "row": name, "ipc": self.ipcs[0]}
-                if self.rows.generated[name].packing == 1 and self.config(values).select.unit == "image":
+                config, is_packed = self.config(values), self.rows.generated[name].packing > 1
+                has_enough = config.pool_ipc * config.sample.subgroups >= self.pool_images
+                if has_enough and not is_packed and config.select.unit == "image":
                     points.append(values | {"ipc": self.pool_images})
         return points
 

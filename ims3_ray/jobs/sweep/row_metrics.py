@@ -79,7 +79,8 @@ class Runs:
         """Coverage of `pool_images` images per class over the seeds, of every row and of the yardsticks.
 
         A row that selects single images has selected that many. Other rows take their first candidates,
-        before selection. Rows with fewer candidates, or another extractor, are left out.
+        before selection. Refinement is not in it. Rows with fewer candidates, with another extractor, or
+        that refine real medoids are left out.
         """
         count, rows = self._sweep.pool_images or 0, self._sweep.rows
         records: dict[str, list[Values]] = {}
@@ -92,7 +93,10 @@ class Runs:
             real = Real.by_id(train, index)
             candidates: dict[str, Index] = {}
             for name in rows.generated:
-                if self._steps(name, max(self._sweep.ipcs), seed)["features"].directory == features:
+                steps = self._steps(name, max(self._sweep.ipcs), seed)
+                refine = self._context(name, max(self._sweep.ipcs), seed).config.refine
+                starts_real = refine.steps and refine.start == "medoids"  # no candidate is in its set
+                if steps["features"].directory == features and not starts_real:
                     candidates |= self._candidates(name, count, seed)
             names = dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)])
             draw = classifier_seeds(seed, 1)
@@ -123,6 +127,8 @@ class Runs:
         largest = max(self._sweep.ipcs)
         context = self._context(row, largest, seed)
         is_selected = context.config.select.unit == "image" and context.config.packing.factor == 1
+        if is_selected and trial_key({"seed": seed, "row": row, "ipc": count}) not in self._contexts:
+            return {}  # its pool has fewer candidates
         steps = self._steps(row, count if is_selected else largest, seed)
         pool = read_index(steps["candidates"].directory, CANDIDATES, KEYS)
         if is_selected:

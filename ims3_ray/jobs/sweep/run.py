@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import yaml
 
+from ims3_ray.config.load import unpinned
 from ims3_ray.config.settings import WEIGHTS
 from ims3_ray.errors import InputError
 from ims3_ray.pipeline.prepare import pinned, prepare_runs
@@ -93,7 +94,12 @@ def _run(
 def pin_models(sweep: Sweep) -> Sweep:
     """The sweep with its hub models at their present commits, the same for every trial."""
     before, now = (config.model_dump() for config in (sweep.base, pinned(sweep.base)))
-    pins = {f"{s}.{f}": now[s][f] for s, f in WEIGHTS if now[s].get(f) != before[s].get(f)}
+    pins = {
+        f"{s}.{f}": now[s][f]
+        for s, f in WEIGHTS
+        # a local path stays, or what the recipe says about it would be dropped as another model's
+        if now[s].get(f) != before[s].get(f) == unpinned(now[s].get(f))
+    }
     return replace(sweep, overrides={**sweep.overrides, **pins})
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ims3_ray.config.base import as_field
 from ims3_ray.config.load import check_field, load_config, read_yaml
+from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -185,6 +187,14 @@ def _read_domain(field: str, domain: str, is_accepted: Callable[[Value], bool]) 
         raise refuse("has a value that no field takes") from error
     if len(distinct) < len(values):
         raise refuse("has a value twice")
+    for value in values:
+        try:
+            kept = as_field(Config, field, value)
+            is_valid = isinstance(kept, bool) or not isinstance(value, bool)  # true is no 1
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise InputError(f"--space {field}: takes no {value!r}; give values that the recipe takes")
     return Choice(tuple(values))
 
 

@@ -98,6 +98,7 @@ def list_page(store: RunStore, request: Request) -> Response:
         sweep=store.run(sweep_id) if sweep_id else None,
         numeric_columns=tables.NUMERIC_COLUMNS,
         is_running=running > 0,
+        has_records=not runs and store.storage.has_directory("runs"),
     )
 
 
@@ -155,6 +156,7 @@ def class_page(store: RunStore, request: Request) -> Response:
         Claim(names[label], f"Class {label + 1} of {len(names)}"),
         store,
         run=run,
+        is_running=run["status"] == RUNNING,
         names=names,
         label=label,
         strips=thumbnails.distilled(store, run, [names[label]]),

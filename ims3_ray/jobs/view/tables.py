@@ -14,7 +14,6 @@ from ims3_ray.config.data import Data
 from ims3_ray.config.load import subject
 from ims3_ray.config.settings import Config
 from ims3_ray.display import noun, one_line
-from ims3_ray.evaluation.results import CURVE
 from ims3_ray.jobs.distill.status import BEGUN, COMPLETE, DAMAGED, describe_stage
 from ims3_ray.pipeline.steps import STAGES
 from ims3_ray.report.formatting import count, duration, percent, points
@@ -198,7 +197,7 @@ def _metrics(run: Run, stage: str) -> list[str]:
     metrics = {
         name.rpartition("/")[2]: value
         for name, value in run["metrics"].items()
-        if name.startswith(f"{stage}/") or (stage == "evaluate" and name == CURVE)
+        if name.startswith(f"{stage}/")
     }
     return [f"{name.replace('_', ' ')} {value:.3g}" for name, value in metrics.items()][:MAX_METRICS]
 

@@ -79,6 +79,8 @@ def names(out):
         ("--where data.mirror=false --where accuracy>=0.95", "o1aa v1aa"),
         ("--where protocol=quick-v1/n --order accuracy", "o1aa k2cc k2bb k3dd k1aa s9"),
         ("--where protocol!=quick-v1/n", "v1aa"),
+        ("--where select.coverage=0 --order accuracy", "o1aa v1aa k2cc k2bb k3dd k1aa s9"),
+        ("--where select.exclude_copies=true", ""),
         ("--where kind=trial --order accuracy", "s9/2 s9/3 s9/1"),
         ("--where run=s9/1", "s9/1"),
         ("--sweep s9", "s9/1 s9/2 s9/3"),  # the last without the objective

@@ -66,7 +66,7 @@ def statuses(runs):
 
 def test_every_record_becomes_one_run_however_often_it_is_rebuilt(storage, ask):
     answer, _ = ask("--rebuild-mlflow")
-    assert answer == {"runs": 4, "written": 4}
+    assert answer == {"runs": 4, "written": 4, "skipped": 0}
     found = by_key(storage)
     assert statuses(found.values()) == ENDS | {"dddd": "RUNNING"}
     whole = found["aaaa"]
@@ -86,7 +86,7 @@ def test_a_damaged_record_and_one_of_an_earlier_version_are_skipped(storage):
     storage.write("runs/digits-bbbb/run.json", b"{")
     make_record(storage, "aaaa", records.FINISHED, tags=None)
     lines = []
-    assert rebuild(storage, storage, lines.append) == 2
+    assert rebuild(storage, storage, lines.append) == (2, 2)
     assert ["digits-aaaa" in line or "digits-bbbb" in line for line in lines] == [True, True]
 
 

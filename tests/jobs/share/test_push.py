@@ -13,6 +13,7 @@ from ims3_ray.config.load import load_config
 from ims3_ray.data.images import open_images
 from ims3_ray.data.sources import PARQUET
 from ims3_ray.jobs.share.push import parse_target
+from ims3_ray.runs import records
 from ims3_ray.storage.artifacts import open_directory, read_manifest
 from ims3_ray.storage.integrity import verify
 
@@ -78,6 +79,12 @@ def test_a_run_is_found_by_its_key_its_name_and_its_set(make_run, output, refuse
         output("push", name, "--to", tmp_path / str(place), where)
         trees.append(tree(tmp_path / str(place)))
     assert trees[1:] == trees[:-1]
+    record = storage.read_json(f"runs/{run}/run.json")
+    stopped = {**record, "state": records.STOPPED, "written": "2999-01-01T00:00:00Z"}
+    stopped["artifacts"] = {**record["artifacts"], "evaluation": f"{storage.uri}/evaluation/{'e' * 12}"}
+    storage.write_json("runs/digits-stopped/run.json", stopped)
+    output("push", made.uri, "--to", tmp_path / "finished", where)
+    assert tree(tmp_path / "finished") == trees[0]
     assert "matches 2 sets" in refused("push", "digits", "--to", tmp_path / "odd", where)
 
 
@@ -121,6 +128,9 @@ def test_other_content_is_written_over_only_when_asked(make_run, output, refused
     assert there() == before
     output("push", second, "--to", target, "--replace")
     output("push", second, "--to", tmp_path / "fresh")
+    assert there() == tree(tmp_path / "fresh")
+    (tmp_path / "fresh" / "README.md").unlink()
+    output("push", second, "--to", tmp_path / "fresh", "--replace")
     assert there() == tree(tmp_path / "fresh")
     (tmp_path / "fresh" / "mine.txt").touch()
     refused("push", first, "--to", tmp_path / "fresh", "--replace", prints=True)

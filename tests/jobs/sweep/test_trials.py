@@ -1,5 +1,6 @@
 """Trials without a cluster: which one runs, who is stopped, what Tune draws, what is best and shared."""
 
+import json
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -142,6 +143,16 @@ def test_every_trial_takes_a_hub_model_at_one_commit(hub, tmp_path):
     for config in (sweep.config(VALUES), sweep.winner(VALUES)):
         assert config.model.path == f"facebook/DiT-XL-2-256@{commit}"
     assert pin_models(SWEEP) == SWEEP
+
+
+def test_what_a_recipe_says_of_a_local_model_holds_for_its_trials(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    recipe = {"base": "imagewoof", "model": {"path": "model", "licence": "mit", "frequency_shift": 0}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    sweep = pin_models(Sweep(recipe="mine.yaml", overrides={}, space=SPACE, search="bayes"))
+    model = sweep.config(VALUES).model
+    assert (model.licence.id, model.frequency_shift) == ("mit", 0)
 
 
 def test_a_record_has_the_bad_input_of_a_worker_instead_of_rays_trace():

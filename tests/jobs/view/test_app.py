@@ -218,6 +218,8 @@ def test_storage_without_runs_gets_no_database(tmp_path):
     storage = open_storage(str(tmp_path))
     page = Page(browser(storage).get("/").content)
     assert "There are no runs yet" in page.text
+    storage.write("runs/digits-0/run.json", b"{}")
+    assert "--rebuild-mlflow" in Page(browser(storage).get("/").content).text
     assert not storage.exists("mlflow.db")
 
 
