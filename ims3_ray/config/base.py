@@ -76,6 +76,13 @@ def _section(location: Sequence[str | int], model: type[BaseModel]) -> type[Base
     return model
 
 
+def split_file(location: str) -> tuple[str, str]:
+    """Returns the location of a file's folder, with the query of a URI, and the file's name."""
+    place, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    head, slash, name = place.rpartition("/")
+    return f"{head or slash or '.'}{mark}{query}", name
+
+
 def canonical_location(location: str | None) -> str | None:
     """Returns the resolved path of an existing local file or folder; other locations unchanged."""
     if location is None or "://" in location or not Path(location).expanduser().exists():

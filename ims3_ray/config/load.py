@@ -16,7 +16,7 @@ from pydantic_settings import SettingsError
 
 from ims3_ray.errors import InputError
 
-from .base import Settings, fields_beside
+from .base import Settings, fields_beside, split_file
 from .settings import Config
 
 Kind = TypeVar("Kind", bound=Settings)
@@ -109,14 +109,12 @@ def recipe_text(recipe: str) -> tuple[str, str]:
     """Returns (name, YAML text) of a recipe, given its name, path or URI."""
     if recipe in recipe_names():
         return recipe, (RECIPES / f"{recipe}.yaml").read_text()
-    place, mark, query = recipe.partition("?")  # of a URI
-    path = Path(place)
-    if path.suffix == ".yaml" and "://" in place:
+    path, (place, name) = Path(recipe), split_file(recipe)
+    if name.endswith(".yaml") and "://" in recipe:
         from ims3_ray.storage.directory import open_directory  # slow to import
 
-        if (folder := open_directory(place.rpartition("/")[0] + mark + query)).exists(path.name):
-            return path.stem, folder.read(path.name).decode()
-    path = Path(recipe)
+        if (folder := open_directory(place)).exists(name):
+            return Path(name).stem, folder.read(name).decode()
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return path.stem, read_text(path, partial(_bad_recipe, recipe))
     raise InputError(

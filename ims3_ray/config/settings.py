@@ -158,9 +158,14 @@ class Config(Settings):
         return self.source == "generator" and self.finetune.epochs > 0
 
     @property
+    def refines_medoids(self) -> bool:
+        """Whether the images of the set begin as real medoids, not as candidates."""
+        return self.refine.steps > 0 and self.refine.start == "medoids"
+
+    @property
     def kind_of_images(self) -> str:
         """The kind of images in the set, for its card."""
-        if self.source == "generator" and not (self.refine.steps and self.refine.start == "medoids"):
+        if self.source == "generator" and not self.refines_medoids:
             return "synthetic"
         return "refined real" if self.refine.steps else "real"
 

@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
 
         machine = find_machine(Workers(), wait=False)
         has_hub = machine.on_gpus and data.side == PUBLISHED_SIDE and check_hub().state == OK
-        smallest, trains = min(data.tuned), min(data.tuned) >= MIN_IMAGES
+        smallest = min(data.tuned)
+        trains = smallest >= MIN_IMAGES
         model = arguments.model or (HUB if has_hub else "own" if machine.on_gpus and trains else "none")
         if model == "own" and not trains:
             raise InputError(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ims3_ray.config.base import split_file
 from ims3_ray.display import redact
 from ims3_ray.errors import InputError
 
@@ -21,9 +22,8 @@ def open_result(out: str) -> tuple["Directory", str]:
     """Return directory and name of the file at `--out`. Raises InputError if it is a folder."""
     from ims3_ray.storage.directory import open_directory  # slow to import
 
-    place, mark, query = out.partition("?") if "://" in out else (out, "", "")
-    head, slash, name = place.rpartition("/")
-    directory = open_directory(f"{head or slash or '.'}{mark}{query}")
+    place, name = split_file(out)
+    directory = open_directory(place)
     if not name or directory.has_directory(name):
         raise InputError(f"--out: {out} is a folder; name a file")
     return directory, name

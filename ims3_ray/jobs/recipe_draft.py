@@ -7,6 +7,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -111,7 +112,7 @@ class Draft:
             config = load_config(str(path), overrides)
         return f"about {math.ceil(run_seconds(config, untrained, self.data.images.classes) / 60)} min"
 
-    @property
+    @cached_property
     def commands(self) -> list[str]:
         """The next commands to run."""
         distil = shell_command("distill", "--recipe", str(self.path), *self.storage)

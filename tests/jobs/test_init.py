@@ -93,6 +93,7 @@ def test_the_printed_training_of_a_generator_takes_batches_that_the_images_fill(
     images = open_images(
         config.data.train, open_storage("runs"), name="data.train", seed=0, max_bad_fraction=0
     )
+    assert config.data.validation_split == 0.1
     trained, _ = split_images(config, images.split(config.data.validation_split)[0])
     assert config.transformer.batch_size <= len(trained)
 

@@ -32,7 +32,7 @@ def read_condition(text: str) -> str:
         if operator not in ("=", "!="):
             raise InputError(f"--where {text!r}: {name} takes only = or !=")
         if name in fields:  # as MLflow has it: null is None, true is True
-            with contextlib.suppress(InputError, ValueError):
+            with contextlib.suppress(ValueError):
                 value = tags.param_text(as_field(Config, name, read_yaml(value, InputError)))
         if name == "kind" and value not in tags.KINDS:
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(tags.KINDS)}")

@@ -25,7 +25,7 @@ from ims3_ray.display import confirm, format_bytes, noun, one_line
 from ims3_ray.errors import InputError, describe_error
 from ims3_ray.jobs.next_steps import result_lines, shell_command
 from ims3_ray.progress import spinner
-from ims3_ray.storage.artifacts import MANIFEST, Directory, open_directory, read_manifest_file
+from ims3_ray.storage.artifacts import MANIFEST, Directory, changed_files, open_directory, read_manifest_file
 from ims3_ray.storage.directory import check_writable
 from ims3_ray.storage.hub import NAME, SCHEME
 
@@ -116,14 +116,14 @@ def _prepare_folder(out: Directory, checksums: dict[str, str], *, replace: bool)
     With `replace`, deletes the files of an earlier push. Raises InputError for any other content.
     """
     check_writable(out, f"--to: {out.uri}")
-    if not out.files():
+    if not (found := out.files()):
         return True
-    manifest, sizes = read_manifest_file(out) or {}, {name: info.size for name, info in out.files().items()}
-    is_intact = all(sizes.get(name) == size for name, size in manifest.get("files", {}).items())
-    if is_intact and manifest.get("checksums") == checksums:
+    manifest = read_manifest_file(out) or {}
+    is_same = manifest.get("checksums") == checksums
+    if is_same and not changed_files(out, manifest["files"]):
         return False
     pushed = {MANIFEST, *manifest.get("files", ())}
-    is_push = "recipe.yaml" in pushed and pushed >= set(out.files())
+    is_push = "recipe.yaml" in pushed and pushed >= set(found)
     if not replace or not is_push:
         remedy = "or give --replace" if is_push else "empty or not there yet"
         raise InputError(f"--to: {out.uri} holds other content; name another folder, {remedy}")

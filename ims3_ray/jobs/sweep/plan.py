@@ -118,8 +118,9 @@ class Sweep:
 
         The recipe alone names the pool that trials share: the largest sample.subgroups for all of them.
         """
-        own = {name: as_field(Config, name, value) for name, value in flatten(values).items()}
-        return flatten(self.config(values).results()) | own
+        fields, own = flatten(self.config(values).results()), flatten(values)
+        typed = {name: as_field(Config, name, own[name]) for name in own.keys() & fields.keys()}
+        return fields | own | typed
 
     def params(self) -> dict[str, Value]:
         """The sweep's MLflow parameters: fields common to all trials, the space, and the search."""
@@ -177,11 +178,14 @@ class RowSweep(Sweep):
         for seed in self.seeds:
             for name in self.rows.generated:
                 values = {"seed": seed, "row": name, "ipc": self.ipcs[0]}
-                config, is_packed = self.config(values), self.rows.generated[name].packing > 1
-                has_enough = config.pool_ipc * config.sample.subgroups >= self.pool_images
-                if has_enough and not is_packed and config.select.unit == "image":
+                if self.selects_pool_images(self.config(values)):
                     points.append(values | {"ipc": self.pool_images})
         return points
+
+    def selects_pool_images(self, config: Config) -> bool:
+        """Whether a row's run selects single images, and can select `pool_images` per class."""
+        has_enough = config.pool_ipc * config.sample.subgroups >= (self.pool_images or 0)
+        return has_enough and config.packing.factor == 1 and config.select.unit == "image"
 
     def config(self, values: Mapping[str, Value]) -> Config:
         """A trial's run. Candidates are drawn for the largest IPC, unless the row says otherwise."""

@@ -93,10 +93,9 @@ class Runs:
             real = Real.by_id(train, index)
             candidates: dict[str, Index] = {}
             for name in rows.generated:
-                steps = self._steps(name, max(self._sweep.ipcs), seed)
-                refine = self._context(name, max(self._sweep.ipcs), seed).config.refine
-                starts_real = refine.steps and refine.start == "medoids"  # no candidate is in its set
-                if steps["features"].directory == features and not starts_real:
+                point = name, max(self._sweep.ipcs), seed
+                has_candidates = not self._context(*point).config.refines_medoids
+                if has_candidates and self._steps(*point)["features"].directory == features:
                     candidates |= self._candidates(name, count, seed)
             names = dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)])
             draw = classifier_seeds(seed, 1)
@@ -126,9 +125,7 @@ class Runs:
         """The row's selected candidates, or its first `count` per class if it has that many."""
         largest = max(self._sweep.ipcs)
         context = self._context(row, largest, seed)
-        is_selected = context.config.select.unit == "image" and context.config.packing.factor == 1
-        if is_selected and trial_key({"seed": seed, "row": row, "ipc": count}) not in self._contexts:
-            return {}  # its pool has fewer candidates
+        is_selected = self._sweep.selects_pool_images(context.config)
         steps = self._steps(row, count if is_selected else largest, seed)
         pool = read_index(steps["candidates"].directory, CANDIDATES, KEYS)
         if is_selected:

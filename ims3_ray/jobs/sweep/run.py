@@ -98,7 +98,7 @@ def pin_models(sweep: Sweep) -> Sweep:
         f"{s}.{f}": now[s][f]
         for s, f in WEIGHTS
         # a local path stays, or what the recipe says about it would be dropped as another model's
-        if now[s].get(f) != before[s].get(f) == unpinned(now[s].get(f))
+        if now[s].get(f) != before[s].get(f) and unpinned(now[s].get(f)) == unpinned(before[s].get(f))
     }
     return replace(sweep, overrides={**sweep.overrides, **pins})
 

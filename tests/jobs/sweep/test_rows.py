@@ -125,6 +125,7 @@ def test_packed_controls_are_scored_by_a_packed_row_whose_pool_is_larger(tmp_pat
     control = "  - {name: medoids packed, real: medoids, packing: 2}\n"
     sweep = row_sweep("digits", {}, read_rows(rows_file(tmp_path, ROWS + packed + control)), (1, 3), (0,))
     configs = {name: sweep.config({"row": name, "ipc": 1, "seed": 0}) for name in sweep.rows.generated}
+    assert sweep.trial_params({"row": "DiT", "ipc": 1, "seed": 0})["row"] == "DiT"
     assert configs["DiT"].evaluate.baselines == ("medoids", "random")
     assert configs["tiles"].evaluate.baselines == ("medoids",)
     assert configs["inverted"].evaluate.baselines == ()

@@ -49,7 +49,6 @@ def test_the_words_of_a_trial_are_overrides():
         ("ipc=1,2 ipc=3,4", "--space ipc"),
         ("ipc=1,1", "--space ipc"),
         ("ipc=1-10", "--space ipc"),
-        ("ipc=1,x", "--space ipc"),
         ("ipc=true,5", "--space ipc"),
         ("sample.subgroups=a,b", "--space sample.subgroups"),
         ("select.alpha=0.9:0.1", "--space select.alpha"),
@@ -89,6 +88,7 @@ def test_an_invalid_search_is_refused_with_its_option(options, option):
         (["select.alpha=0.1:0.9"], {}, "select.alpha: 0.1:0.9 is a range"),
         (["select.unit=subgroup,image", "select.coverage=5,0"], {}, "select.unit=subgroup select.coverage=5"),
         (["ipc=1,2"], {"evaluate.protocol": "none"}, "evaluate.protocol"),
+        (["ipc=1,x"], {}, "ipc: takes no 'x'"),
     ],
 )
 def test_a_grid_with_an_invalid_combination_is_refused_with_its_values(words, overrides, values):

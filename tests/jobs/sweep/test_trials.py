@@ -142,6 +142,8 @@ def test_every_trial_takes_a_hub_model_at_one_commit(hub, tmp_path):
     sweep = pin_models(Sweep(recipe="imagewoof", overrides={}, space=SPACE, search="bayes"))
     for config in (sweep.config(VALUES), sweep.winner(VALUES)):
         assert config.model.path == f"facebook/DiT-XL-2-256@{commit}"
+    branch = Sweep(recipe="imagewoof", overrides={"model.path": "facebook/DiT-XL-2-256@main"}, space=SPACE)
+    assert pin_models(branch).base.model.path == f"facebook/DiT-XL-2-256@{commit}"
     assert pin_models(SWEEP) == SWEEP
 
 
