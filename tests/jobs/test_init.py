@@ -90,9 +90,8 @@ def test_the_printed_training_of_a_generator_takes_batches_that_the_images_fill(
     init("--data", "flowers", "--model", "own")
     (command,) = re.findall("# .* pretrain (.*)", (here / "flowers.yaml").read_text())
     config = load_settings(Pretrain, parse_overrides(shlex.split(command)[2:]))
-    images = open_images(
-        config.data.train, open_storage("runs"), name="data.train", seed=0, max_bad_fraction=0
-    )
+    options = {"name": "", "seed": 0, "max_bad_fraction": 0.0}
+    images = open_images(config.data.train, open_storage("runs"), **options)
     assert config.data.validation_split == 0.1
     trained, _ = split_images(config, images.split(config.data.validation_split)[0])
     assert config.transformer.batch_size <= len(trained)

@@ -8,16 +8,10 @@ from planned import context_of, leaves
 from ims3_ray.pipeline.steps import plan
 
 ENABLED = "refine.steps=2", "refine.real_batch=2", "probe.checkpoint_steps=[0]", "sample.start=inversion"
-VALUES = {
-    **{"evaluate.protocol": "quick", "probe.protocol": "quick", "evaluate.baselines": ("medoids",)},
-    **{
-        "evaluate.networks": ("resnet18",),
-        "probe.networks": ("resnet18",),
-        "sample.guidance_interval": (1, 2),
-    },
-}
+VALUES = {"evaluate.protocol": "quick", "probe.protocol": "quick", "evaluate.baselines": ("medoids",)}
+VALUES |= {"evaluate.networks": ("mlp",), "probe.networks": ("mlp",), "sample.guidance_interval": (1, 2)}
 OTHER_DEVICE = {f"{section}.batch_size.cuda" for section in ("encode", "invert", "embed", "sample", "refine")}
-CONTENT_COUNTS = {  # only the report depends on the field itself, which the page prints
+CONTENT_COUNTS = {  # only the report depends on the field itself
     *("data.validation", "data.test", "data.validation_split", "data.classes", "data.class_map"),
     *("data.max_bad_fraction", "data.max_overlap_fraction", "data.licence", "model.licence"),
     *("model.path", "model.vae", "embed.extractor", "evaluate.teacher", "image_size"),

@@ -14,7 +14,7 @@ def config_of(words, *more, recipe="digits"):
 
 
 def leaves(settings, prefix=""):
-    """The names of all fields, with those of their sections."""
+    """The dotted names of all fields."""
     for name, value in settings:
         is_section = isinstance(value, BaseModel)
         yield from leaves(value, f"{prefix}{name}.") if is_section else [f"{prefix}{name}"]

@@ -1,6 +1,5 @@
 """Trials without a cluster: which one runs, who is stopped, what Tune draws, what is best and shared."""
 
-import json
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -150,8 +149,8 @@ def test_every_trial_takes_a_hub_model_at_one_commit(hub, tmp_path):
 def test_what_a_recipe_says_of_a_local_model_holds_for_its_trials(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    recipe = {"base": "imagewoof", "model": {"path": "model", "licence": "mit", "frequency_shift": 0}}
-    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    text = "base: imagewoof\nmodel: {path: model, licence: mit, frequency_shift: 0}"
+    (tmp_path / "mine.yaml").write_text(text)
     sweep = pin_models(Sweep(recipe="mine.yaml", overrides={}, space=SPACE, search="bayes"))
     model = sweep.config(VALUES).model
     assert (model.licence.id, model.frequency_shift) == ("mit", 0)
