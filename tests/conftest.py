@@ -43,6 +43,11 @@ def empty_database():
 
 
 @pytest.fixture
+def own_tempdir(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.fixture
 def output(capsys):
     """output(*words): standard output of the command, which ends with exit code 0."""
     from ims3_ray.cli import main
@@ -58,9 +63,7 @@ def output(capsys):
 
 @pytest.fixture
 def refused(capsys):
-    """refused(*words): the error line of the command, which ends with exit code 2; it prints no other word,
-    or does so on standard output if `prints`.
-    """
+    """refused(*words): the command's error line, of exit code 2. Other words are printed only if `prints`."""
     from ims3_ray.cli import main
 
     def refused(*words, main=main, prints=False):

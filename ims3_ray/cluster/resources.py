@@ -132,7 +132,7 @@ def connect(workers: Workers | None = None) -> None:
     """Join the cluster of RAY_ADDRESS, or start one that listens on loopback, unless already connected.
 
     A started cluster has `workers.cpus` cores, by default those granted to this process. Raises InputError if
-    RAY_ADDRESS is malformed or cannot be joined.
+    RAY_ADDRESS is malformed or cannot be joined, and if no cluster can start here.
     """
     if ray.is_initialized():
         return
@@ -150,9 +150,11 @@ def connect(workers: Workers | None = None) -> None:
     try:
         with on_loopback() if starts_local_cluster() else contextlib.nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if not has_address():
-            raise InputError(f"Ray cannot start on this machine: {error}; grant more memory") from error
+            is_of_files = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+            remedy = "set RAY_TMPDIR to a short, writable folder" if is_of_files else "grant more memory"
+            raise InputError(f"Ray cannot start on this machine: {error}; {remedy}") from error
         raise InputError(
             f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} cannot be joined; check that the cluster is up and, "
             "if it requires a token, that RAY_AUTH_MODE=token is exported here too"

@@ -78,6 +78,17 @@ class ImageSet:
         """Returns images per class (C,)."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
+    def skipped(self, name: str) -> list[str]:
+        """Returns a line on skipped files and one on empty class folders. `name` is the field, data.train."""
+        lines: list[str] = []
+        if self.bad:
+            reasons = (f"{escape_unprintable(path)} {reason}" for path, reason in self.bad.items())
+            total, files = len(self) + len(self.bad), first_few(reasons, most=3, show=str)
+            lines.append(f"{name}: skipped {len(self.bad)} of {total} files: {files}")
+        if self.empty:
+            lines.append(f"{name}: skipped class folders without files: {first_few(self.empty)}")
+        return lines
+
     def subset(self, per_class: int | Sequence[int] | None, *key: int | str) -> np.ndarray:
         """Returns rows of a random subset for `key`, ascending: `per_class` images of each class.
 
@@ -117,7 +128,8 @@ class ImageSet:
                     "to train on; lower it or add images"
                 )
             is_held_out[own] = order[own] < ranks[count]
-        return self.take(np.flatnonzero(~is_held_out)), self.take(np.flatnonzero(is_held_out))
+        held_out = replace(self.take(np.flatnonzero(is_held_out)), bad={}, empty=())
+        return self.take(np.flatnonzero(~is_held_out)), held_out
 
 
 def open_images(
@@ -186,13 +198,13 @@ def _class_folders(
     if is_tensors(location):
         from .torch_files import unpack_tensors  # torch is slow to import
 
-        return unpack_tensors(location, storage, name, label_names), location
+        return unpack_tensors(location, storage, name, classes, label_names), location
     is_bundled = location.startswith("package://")
     directory = unpack_digits(location, storage) if is_bundled else open_directory(location)
     if packed := find_packed(directory):
         from .packed_sets import unpack_set  # torch is slow to import
 
-        return unpack_set(packed, storage, f"{name}: {location}"), location
+        return unpack_set(packed, storage, f"{name}: {location}", classes), location
     found = find_set(directory, name, classes)
     if not isinstance(found, Rows):
         return found, None

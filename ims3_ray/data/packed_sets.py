@@ -14,7 +14,7 @@ from ims3_ray.method.packing import INTERPOLATION, unpack
 from ims3_ray.storage.artifacts import Directory
 
 from .images import Tiles
-from .sources import FACTOR, PARQUET, STATEMENT, Batch, Rows, read_rows
+from .sources import FACTOR, PARQUET, STATEMENT, Batch, ClassNames, Rows, read_rows
 from .transforms import decode, png_of
 from .unpacking import unpack_batches
 
@@ -72,22 +72,24 @@ def _factor(statement: Any) -> int:
     return factor
 
 
-def unpack_set(directory: Directory, storage: Directory, where: str) -> Directory:
+def unpack_set(directory: Directory, storage: Directory, where: str, classes: ClassNames) -> Directory:
     """Returns class folders below `storage` with the tiles of a packed set, enlarged to its images' size.
+
+    `classes` filters the images.
 
     Raises InputError if a file of the set is damaged or missing, or f does not divide an image's size.
     """
     factor = packing_factor(directory)
     rows = Rows(directory, ((directory / PARQUET).path,), is_parquet=True)
     info, *_ = directory.infos(rows.files)
-    identity = ["packed", directory.uri, info.size, info.mtime_ns, factor]
+    identity = ["packed", directory.uri, info.size, info.mtime_ns, factor, classes and sorted(classes)]
 
     def batches() -> Iterator[Batch]:
         for labels, images, names in read_rows(rows, where, factor):
             tiles = (tile for image in images for tile in unpacked(image["bytes"], factor, where))
             yield np.repeat(labels, factor**2).tolist(), [png_of(tile) for tile in tiles], names
 
-    return unpack_batches(batches, identity, storage, where, None, None)
+    return unpack_batches(batches, identity, storage, where, classes, None)
 
 
 def unpacked(png: bytes, factor: int, where: str) -> list[Image.Image]:

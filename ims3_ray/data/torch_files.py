@@ -35,18 +35,22 @@ SAFE: list[Any] = [np.float64(0).__reduce__()[0], np.dtype, *(type(np.dtype(kind
 _logger = logging.getLogger(__name__)
 
 
-def unpack_tensors(location: str, storage: Directory, name: str, label_names: ClassNames) -> Directory:
+def unpack_tensors(
+    location: str, storage: Directory, name: str, classes: ClassNames, label_names: ClassNames
+) -> Directory:
     """Returns class folders below `storage`. Labels count `label_names`; without, the number is the class.
 
-    Raises InputError, with `name`, for a file of another kind or with more than plain tensors.
+    `classes` filters the images. Raises InputError, with `name`, for a file of another kind or with more than
+    plain tensors.
     """
     path, _, query = location.partition("?")
     where, file = f"{name}: {path}", open_directory(path)
     infos = file.infos([file.path] + ([beside.path] if (beside := _beside(file)) else []))
     stats = [value for info in infos for value in (info.size, info.mtime_ns)]
-    identity = ["tensors", file.uri, *stats, query, label_names and list(label_names)]
+    identity = ["tensors", file.uri, *stats, query, classes and sorted(classes)]
+    identity.append(label_names and list(label_names))
     read = lambda: _read_batches(file, dict(parse_qsl(query)), where)  # noqa: E731
-    return unpack_batches(read, identity, storage, where, None, label_names)
+    return unpack_batches(read, identity, storage, where, classes, label_names)
 
 
 def _read_batches(file: Directory, options: Mapping[str, str], where: str) -> Iterator[Batch]:

@@ -22,7 +22,7 @@ from ims3_ray.config.sections import PAPER_BATCH, UNTRAINED
 from ims3_ray.config.settings import Config
 from ims3_ray.data.images import ImageSet, open_images
 from ims3_ray.data.transforms import decode
-from ims3_ray.display import escape_unprintable, first_few, one_line
+from ims3_ray.display import first_few, one_line
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import shell_command
 from ims3_ray.storage.artifacts import Directory
@@ -168,9 +168,8 @@ class Draft:
         ends = " to ".join(dict.fromkeys("×".join(map(str, size)) for size in (ordered[0], ordered[-1])))
         grey = "; all are grey, and decoded to three equal channels" if data.is_grey else ""
         yield from _comment(f"Sizes: {ends} pixels in a sample of {len(data.sizes)} images{grey}.")
-        if data.images.bad:
-            bad = first_few(map(escape_unprintable, data.images.bad), 3, str)
-            yield from _comment(f"Skipped, since they are not readable: {bad}.")
+        for line in data.images.skipped("data.train"):
+            yield from _comment(one_line(line))
         yield "# Time, memory and accuracy: not yet measured."
 
     def _data_section(self) -> Iterator[str]:

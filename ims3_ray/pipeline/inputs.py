@@ -13,7 +13,6 @@ from ims3_ray.data.folders import check_exists
 from ims3_ray.data.images import ImageSet
 from ims3_ray.data.named import digit_split, is_named, with_root
 from ims3_ray.data.sources import is_rows, is_tensors
-from ims3_ray.display import escape_unprintable, first_few
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.audit import AuditedImages, check_overlap, imagenet_split_warnings
 from ims3_ray.models.files import is_hub_id, resolve_model
@@ -144,20 +143,6 @@ def check_storage_outside(storage: str, location: str, classes: Sequence[str] | 
         not classes or ours == theirs or ours[len(theirs) :].split("/")[0] in classes
     ):
         raise InputError(f"storage: {storage} lies within {name} {location}; choose another storage=DIR")
-
-
-def skipped_warnings(images: Mapping[str, ImageSet]) -> list[str]:
-    """Warnings that name skipped files and class folders."""
-    lines: list[str] = []
-    for split, image_set in images.items():
-        if bad := image_set.bad:
-            total = len(image_set) + len(bad)
-            reasons = (f"{escape_unprintable(path)} {reason}" for path, reason in bad.items())
-            files = first_few(reasons, most=3, show=str)
-            lines.append(f"data.{split}: skipped {len(bad)} of {total} files: {files}")
-        if image_set.empty:
-            lines.append(f"data.{split}: skipped class folders without files: {first_few(image_set.empty)}")
-    return lines
 
 
 def check_splits(images: Mapping[str, ImageSet], max_overlap: float) -> list[str]:

@@ -29,7 +29,7 @@ from ims3_ray.storage.artifacts import Directory, fingerprint, open_storage
 from ims3_ray.storage.checksums import content_hash
 
 from .checks import check_environments, check_node_disks, check_numbers, idle_gpu_notes
-from .inputs import check_run, check_splits, check_storage, image_places, skipped_warnings, used_weights
+from .inputs import check_run, check_splits, check_storage, image_places, used_weights
 from .steps import plan
 
 Kind = TypeVar("Kind", Config, Evaluating)
@@ -146,7 +146,8 @@ def _open(config: Config, machine: Machine) -> Context:
             inspect_extractor(network)
     storage = open_storage(config.storage)
     images = open_splits(places, config.data, config.seed, storage)
-    warnings = [*skipped_warnings(images), *check_splits(images, config.data.max_overlap_fraction)]
+    warnings = [line for name, each in images.items() for line in each.skipped(f"data.{name}")]
+    warnings += check_splits(images, config.data.max_overlap_fraction)
     check_class_names(images["train"].classes)
     labels, weights = [], config.source
     if info:

@@ -90,7 +90,7 @@ def test_ray_accepts_the_aws_file():
 
 @pytest.mark.slow
 def test_an_account_is_prepared_once_and_ray_up_creates_nothing_more(tmp_path, monkeypatch):
-    """On simulated AWS: the stack twice, then the part of `ray up` before the head starts."""
+    """On simulated AWS: the stack twice, then `ray up` until the head starts."""
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private.commands import _bootstrap_config
@@ -130,12 +130,8 @@ def test_a_quota_that_allows_no_gpu_worker_is_named_with_the_remedy(cpus, missin
     def get_service_quota(ServiceCode, QuotaCode):  # noqa: N803
         return {"Quota": {"Value": cpus.get(QuotaCode, 64.0)}}
 
-    expected = (
-        pytest.raises(aws_setup.SetupError, match=f"{missing} needs 16; request")
-        if missing
-        else nullcontext()
-    )
-    with expected:
+    problem = pytest.raises(aws_setup.SetupError, match=f"{missing} needs 16; request")
+    with problem if missing else nullcontext():
         aws_setup.check_quotas(Mock(get_service_quota=get_service_quota), "us-east-1")
 
 
@@ -210,7 +206,7 @@ def test_cpu_work_in_flight_starts_no_gpu_node(count, resource, kinds):
 
 
 def test_a_spot_notice_drains_the_node(tmp_path):
-    """A server like EC2's; `ray` is a script that keeps its words."""
+    """A server like EC2; `ray` is a script that keeps its words."""
 
     class Metadata(BaseHTTPRequestHandler):
         answers = iter([404, 200])
@@ -254,14 +250,14 @@ def test_nodes_are_in_one_zone_and_database_and_cache_are_on_the_host():
 
 @pytest.mark.slow  # CI installs the linters before the slow tests
 def test_linters_accept_the_files():
-    """hadolint, cfn-lint, promtool if there is one; Kubernetes schemas for documents and pods of the job."""
+    """So do Kubernetes' schemas, for the documents and the job's pods."""
     validate = pytest.importorskip("kubernetes_validate").validate
     pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n}, "spec": p} for n, p in PODS.items()]
     for document in [d for d in DOCUMENTS if d != JOB] + pods:
         validate(document, "1.34", strict=True)
     beside_python = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run([shutil.which("hadolint", path=beside_python), FOLDER / "Dockerfile"], check=True)
-    subprocess.run([shutil.which("cfn-lint", path=beside_python), FOLDER / "aws-account.yaml"], check=True)
+    for tool, file in ("hadolint", "Dockerfile"), ("cfn-lint", "aws-account.yaml"):
+        subprocess.run([shutil.which(tool, path=beside_python), FOLDER / file], check=True)
     if promtool := shutil.which("promtool"):
         subprocess.run([promtool, "check", "config", FOLDER / "prometheus.yml"], check=True)
 
@@ -312,7 +308,6 @@ def test_the_entrypoint_is_a_valid_run():
     assert not set("&|;<>$`'\"") & set(entrypoint)
     assert (python, option_name) == ("python", "--recipe")
     assert script.removeprefix(f"{home}/") == "jobs/distill.py"
-    assert (ROOT / "jobs/distill.py").is_file()
     assert recipe in recipe_names()
     config = load_config(recipe, parse_overrides(words))
     (gpus,) = (group["maxReplicas"] for group in GROUPS if group["groupName"] == "gpu")

@@ -2,6 +2,7 @@
 
 import pytest
 import ray
+from processes import environment, python
 from raylets import free_port
 
 from ims3_ray.cluster import resources
@@ -23,6 +24,12 @@ def test_an_address_without_a_cluster_is_reported_before_ray_starts(address, exp
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     with pytest.raises(InputError, match=f"RAY_ADDRESS: .*{expected}"):
         resources.connect()
+
+
+def test_a_long_path_for_rays_sockets_is_an_error_with_the_remedy(tmp_path):
+    connect = "from ims3_ray.cluster.resources import connect; connect()"
+    error = python(connect, env=environment() | {"RAY_TMPDIR": f"{tmp_path}/{'x' * 80}"}).stderr
+    assert "; set RAY_TMPDIR to a short" in error
 
 
 def test_local_is_no_address(monkeypatch):

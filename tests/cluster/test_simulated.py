@@ -7,16 +7,13 @@ import sys
 import pytest
 from loopback_store import BUCKET, Store
 from processes import ROOT, environment
+from tiny import MANY_IMAGES, many_words
 
-from benchmarks.scale import make_images
-
-CLASSES, IMAGES, SCORED, BATCH = 300, 4, 2, 8
+BATCH = 8
 POOLS = ("encode", "invert", "embed", "sample")
-PARTS = CLASSES * IMAGES // BATCH  # per pool stage
-WORDS = [
-    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),
-    *("finetune.batch_size=auto", "data.class_map=new", "data.validation=null"),
-    *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
+PARTS = MANY_IMAGES // BATCH  # per pool stage
+BATCHES = [
+    "finetune.batch_size=auto",
     *(f"{stage}.batch_size={{cpu: {BATCH}, cuda: {BATCH}}}" for stage in POOLS),
 ]
 # maximum requests per part; BESIDE covers manifests and results
@@ -31,12 +28,7 @@ def measured(request, tmp_path_factory):
     """(nodes, total GPUs), and the measured usage by stage."""
     nodes, gpus = request.param
     folder, store = tmp_path_factory.mktemp("simulated"), Store()
-    places = {
-        "data.train": make_images(folder / "train", CLASSES, IMAGES, seed=0),
-        "data.test": make_images(folder / "test", CLASSES, SCORED, seed=1),
-        "storage": f"s3://{BUCKET}/runs",
-    }
-    words = [*WORDS, *(f"{field}={place}" for field, place in places.items())]
+    words = [*many_words(folder, f"s3://{BUCKET}/runs"), *BATCHES]
     script, out = ROOT / "tests" / "support" / "simulated.py", folder / "table.json"
     with store.running():
         env = environment() | store.variables | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}

@@ -34,9 +34,10 @@ def test_labels_are_read_from_the_file_beside_the_images(tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda x, y: (x, y), lambda x, y: {"images": x, "labels": y}])
-def test_values_in_0_to_1_need_no_normalisation(make, tmp_path):
+def test_values_in_0_to_1_need_no_normalisation_and_classes_filter(make, tmp_path):
     torch.save(make(GREYS / 255, LABELS), tmp_path / "any.pt")
     assert values(opened(tmp_path / "any.pt", tmp_path)) == EXPECTED
+    assert values(opened(tmp_path / "any.pt", tmp_path, classes=("0", "1"))) == EXPECTED[:4]
 
 
 def test_labels_count_the_label_names_of_the_scored_images(tmp_path):

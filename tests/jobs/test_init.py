@@ -52,12 +52,15 @@ def test_train_and_test_folders_give_a_recipe_that_runs_and_is_never_overwritten
 ):
     write_images(here / "flowers/train", 40, seed=0)
     write_images(here / "flowers/test", 4, seed=1)
+    (here / "flowers/train/teal").mkdir()
     config = init("--data", "flowers", "--model", "own")
     out, text = capsys.readouterr().out, (here / "flowers.yaml").read_text()
     places = f"{here}/flowers/train", f"{here}/flowers/test"
     assert (config.ipc, config.data.train, config.data.test) == (10, *places)
     assert (config.evaluate.protocol, config.model.path) == ("quick", f"{here}/flowers-model")
-    assert all(words in text for words in ("120 images of 3 classes", "blue 40, green 40, red 40", "20×20"))
+    assert all(
+        words in text for words in ("120 images of 3 classes", "blue 40, green 40, red 40", "20×20", "'teal'")
+    )
     times = [line.partition("  # ") for line in out.splitlines() if line.startswith("next ")]
     commands = [command.removeprefix("next    ") for command, *_ in times]
     assert [time.split()[-1] for *_, time in times] == ["h", "min"]

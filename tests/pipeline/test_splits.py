@@ -11,7 +11,7 @@ from tiny import THREE, tiny_words, write_images
 from ims3_ray.cluster.resources import Machine
 from ims3_ray.config.settings import Workers
 from ims3_ray.errors import InputError
-from ims3_ray.pipeline.inputs import check_splits, image_places, skipped_warnings
+from ims3_ray.pipeline.inputs import check_splits, image_places
 from ims3_ray.pipeline.prepare import prepare
 
 
@@ -53,7 +53,7 @@ def test_shared_files_above_the_limit_are_an_error_that_names_them(splits):
 def test_skipped_files_and_folders_are_named(splits):
     (splits / "train" / "teal").mkdir()
     (splits / "train" / "red" / "notes.txt").write_text("no image")
-    files, folders = skipped_warnings({"train": opened(splits / "train", splits, limit=0.1)})
+    files, folders = opened(splits / "train", splits, limit=0.1).skipped("data.train")
     assert "1 of 19 files: red/notes.txt" in files
     assert folders.endswith("'teal'")
 

@@ -91,6 +91,7 @@ def test_every_reader_unpacks_and_the_stored_images_come_with_a_warning(distille
     for place in (distilled.uri, f"{distilled.uri}/train"):
         found = opened(place, tmp_path, "--set mine")
         assert found.labels.tolist() == loaded.targets
+        assert len(opened(place, tmp_path, "--set mine", classes=("blue", "red"))) == 8
         read = [resize_and_crop(decode(found.directory.read(path)), 16) for path in found.paths]
         assert all(
             np.array_equal(a, np.asarray(b).transpose(2, 0, 1))

@@ -1,6 +1,5 @@
 """Rows cached on disk: equal values, filled once, removed after use."""
 
-import tempfile
 import textwrap
 import tracemalloc
 
@@ -12,10 +11,7 @@ from ims3_ray.errors import InputError
 from ims3_ray.storage.disk_cache import cache_folder, open_cache, remove_unused
 from ims3_ray.storage.rows import prefetch
 
-
-@pytest.fixture(autouse=True)
-def own_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("own_tempdir")
 
 
 def parts(count=3, rows=4, seed=0):

@@ -1,6 +1,4 @@
-"""Kills that a seed decides: what is killed, in which stage, how long after that stage's first such process
-began.
-"""
+"""Seeded kills: of what, in which stage, and how long after its first such process began."""
 
 import contextlib
 import os

@@ -22,7 +22,7 @@ from ims3_ray.config.load import load_settings, override_words, parse_overrides
 from ims3_ray.config.pretrain import Pretrain
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
-from ims3_ray.progress import spinner
+from ims3_ray.progress import print_line, spinner
 from ims3_ray.storage.artifacts import open_storage
 from ims3_ray.storage.directory import check_writable, open_directory
 
@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
             check_writable(open_directory(str(out.parent)), f"--out: {out.parent}")
             connect(config.workers)
 
+    for line in images.skipped("data.train"):
+        print_line(f"warning: {line}")
     workers = expect_gpu(config.workers) if arguments.status else config.workers
     pretraining = Pretraining(config, images, storage, find_machine(workers, wait=not is_query))
     if is_query:

@@ -31,7 +31,7 @@ from .tasks import Models
 
 CHECK_STEPS = 50
 CHECK_BATCH = 100
-MAX_REAL = 20_000  # images that samples are compared with
+MAX_REAL, MAX_REAL_BYTES = 20_000, 500_000_000  # images that samples are compared with, and their pixels
 COLUMNS = 10  # images per class on the page
 MARGIN = 0.2  # above chance: less, and the classes are not told apart
 MIN_SHARE = 0.7  # of the lead over chance that the classifier has on real images
@@ -151,7 +151,8 @@ def assess(
 
     with torch.inference_mode():
         drawn = see(*draw_samples(models, factor, device))
-        real, unseen = (see(*_read(each, config.image_size)) for each in (images, held_out or images))
+        real = see(*_read(images, config.image_size))
+        unseen = see(*_read(held_out, config.image_size)) if held_out else real
         decoded, errors = run_padded_batches(reconstruct, [unseen.pixels], CHECK_BATCH, device)
     nearest, copies = _nearest(real, drawn)
     agrees = drawn.predicted == drawn.label
@@ -219,10 +220,11 @@ def write_page(assessment: Assessment, histories: Mapping[str, History], folder:
 
 
 def _read(images: ImageSet, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pixels and labels of at most MAX_REAL images, evenly spaced."""
+    """Returns pixels and labels of evenly spaced images, as many as the limits allow."""
     rows = CachedPixels(images, size).open()
     try:
-        places = np.linspace(0, rows.count - 1, min(rows.count, MAX_REAL)).round().astype(np.int64)
+        number = min(rows.count, MAX_REAL, MAX_REAL_BYTES // (3 * size**2))
+        places = np.linspace(0, rows.count - 1, number).round().astype(np.int64)
         return rows.mapped("pixels")[places], rows.mapped("label")[places]
     finally:
         rows.close()

@@ -175,7 +175,13 @@ class Pretraining:
         return self.training(name, cast(Rows, BlankRows(self.models)), None, **factor)
 
     def step_seconds(self) -> dict[str, float]:
-        """Returns seconds per step of each training, and per checked image, measured on a node's device."""
+        """Returns seconds per step of each training, and per checked image, measured on a node's device.
+
+        Returns nothing if there is no such device yet.
+        """
+        has_gpu = ray.cluster_resources().get("GPU") if ray.is_initialized() else torch.cuda.is_available()
+        if self.machine.on_gpus and not has_gpu:
+            return {}
         parts, device, seconds = self.config.micro_batches, self.machine.device, dict[str, float]()
         for name, (_, section, _) in self.trainings.items():
             measured = self._on_blank_rows(name), section.batch_size // parts, device

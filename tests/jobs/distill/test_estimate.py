@@ -5,19 +5,14 @@ import tracemalloc
 import pytest
 from flat import opened
 from planned import config_of
+from tiny import many_words
 
 from benchmarks.scale import make_images, peak_memory
 from ims3_ray.jobs.distill.estimate import LISTED_BYTES, estimate_steps
 from ims3_ray.pipeline.prepare import prepare_runs
 from ims3_ray.pipeline.steps import plan, run_step
 
-CLASSES, IMAGES, SCORED = 300, 4, 2
 LEAST = 2e6  # bytes; smaller values are not compared
-WORDS = [
-    *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),
-    *("data.class_map=new", "data.validation=null", "workers.actors=2", "workers.shards=2"),
-    *("evaluate.protocol=smoke", "evaluate.seeds=2", "evaluate.neighbours=1", "evaluate.full=true"),
-]
 
 
 def within_factor_two(estimated: float, taken: float) -> bool:
@@ -26,13 +21,9 @@ def within_factor_two(estimated: float, taken: float) -> bool:
 
 @pytest.mark.chaos
 def test_memory_and_disk_of_every_stage_are_estimated_within_a_factor_of_two(ray_cluster, tmp_path):
-    places = {
-        "data.train": make_images(tmp_path / "train", CLASSES, IMAGES, seed=0),
-        "data.test": make_images(tmp_path / "test", CLASSES, SCORED, seed=1),
-        "storage": tmp_path / "storage",
-    }
-    words = (f"{field}={place}" for field, place in places.items())
-    (context,) = prepare_runs([config_of(WORDS, *words, recipe="digits-paper")], print)
+    words = many_words(tmp_path, tmp_path / "storage")
+    config = config_of(words, "workers.actors=2", "workers.shards=2", recipe="digits-paper")
+    (context,) = prepare_runs([config], print)
     off, workers = {}, []
     for step, estimate in zip(plan(context), estimate_steps(context, plan(context)), strict=True):
         with peak_memory() as peak:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from monkey import STAGES
 from planned import config_of
 from printed import job as job_of
 from printed import next_commands
@@ -17,7 +18,6 @@ from tiny import CLASSES, write_images
 
 from ims3_ray.jobs.distill.result import find_complete
 
-STAGES = ("encode", "invert", "finetune", "embed", "sample", "select", "export", "evaluate", "report")
 REMADE = ("candidates", "selection", "distilled", "evaluation", "report", "runs", "mlflow*")
 GO_ON = "stopped; run the same command again to go on"
 

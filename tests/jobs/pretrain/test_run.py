@@ -62,10 +62,11 @@ def test_held_out_images_are_not_trained_on(tiny_images, tmp_path, output):
         assert f"of {images} images" in output("pretrain", *words, *more)
 
 
-def test_the_status_of_trainings_on_gpus_needs_none_here(tiny_images, tmp_path, output, monkeypatch):
+@pytest.mark.parametrize("query", [("--status", "workers.device=cuda"), ("--dry-run", "workers.gpus=1")])
+def test_queries_of_trainings_on_gpus_need_none_here(tiny_images, tmp_path, output, monkeypatch, query):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", "workers.device=cuda", *SMALL]
-    assert "of 36 images" in output("pretrain", "--status", *words)
+    words = [f"data.train={tiny_images}/train", f"storage={tmp_path / 'runs'}", *SMALL]
+    assert "of 36 images" in output("pretrain", *query, *words)
 
 
 def test_the_next_command_distils_the_same_images(tmp_path):

@@ -1,6 +1,5 @@
 """Training batches: the stored values, read from the local disk instead of memory."""
 
-import tempfile
 import tracemalloc
 
 import numpy as np
@@ -19,9 +18,7 @@ from ims3_ray.storage.artifacts import complete, open_directory
 SETTINGS, POINTS, SEED = Finetune(epochs=2, batch_size=4, micro_batches=2), 3, 5
 
 
-@pytest.fixture(autouse=True)
-def own_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("own_tempdir")
 
 
 def source(folder, num_parts=3, rows=5, side=2, mirror=True):
