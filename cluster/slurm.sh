@@ -12,7 +12,7 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
-scratch=$(mktemp -d "${RAY_TMPDIR:-/tmp}/ims3-XXXXXX")  # on the node; a path of Ray's sockets has at most 107 bytes
+scratch=$(mktemp -d "${RAY_TMPDIR:-/tmp}/ims3-XXXXXX")  # on the node, short: Ray's sockets lie below it
 clean() { rm -rf "$scratch"; }
 trap clean EXIT
 export RAY_USAGE_STATS_ENABLED=0 RAY_TMPDIR=$scratch  # where `ray start` writes and `ray symmetric-run` looks

@@ -150,15 +150,16 @@ def connect(workers: Workers | None = None) -> None:
     try:
         with on_loopback() if starts_local_cluster() else contextlib.nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (OSError, ValueError) as error:
+    except (ConnectionError, ValueError) as error:
         if not has_address():
-            is_of_files = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-            remedy = "set RAY_TMPDIR to a short, writable folder" if is_of_files else "grant more memory"
-            raise InputError(f"Ray cannot start on this machine: {error}; {remedy}") from error
+            raise InputError(f"Ray cannot start on this machine: {error}; grant more memory") from error
         raise InputError(
             f"RAY_ADDRESS: {os.environ['RAY_ADDRESS']} cannot be joined; check that the cluster is up and, "
             "if it requires a token, that RAY_AUTH_MODE=token is exported here too"
         ) from error
+    except OSError as error:  # of Ray's own files
+        remedy = "set RAY_TMPDIR to a short, writable folder"
+        raise InputError(f"Ray cannot start on this machine: {error}; {remedy}") from error
     restore_sigterm()
 
 
@@ -271,6 +272,17 @@ def check_device(workers: Workers) -> None:
         raise InputError(
             "workers.device: cuda is set, but this machine has no GPU and RAY_ADDRESS names no cluster"
         )
+
+
+def is_present(machine: Machine) -> bool:
+    """Whether the machine's kind of device is there already; GPUs of a growing cluster are still to come."""
+    if not machine.on_gpus:
+        return True
+    if ray.is_initialized():
+        return bool(ray.cluster_resources().get("GPU"))
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def run_on_every_node(machine: Machine, function: Callable[..., Result], *arguments: object) -> list[Result]:

@@ -79,7 +79,7 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def skipped(self, name: str) -> list[str]:
-        """Returns a line on skipped files and one on empty class folders. `name` is the field, data.train."""
+        """Returns a line on skipped files and one on empty class folders. `name` is a field (data.train)."""
         lines: list[str] = []
         if self.bad:
             reasons = (f"{escape_unprintable(path)} {reason}" for path, reason in self.bad.items())

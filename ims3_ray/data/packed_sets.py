@@ -75,9 +75,8 @@ def _factor(statement: Any) -> int:
 def unpack_set(directory: Directory, storage: Directory, where: str, classes: ClassNames) -> Directory:
     """Returns class folders below `storage` with the tiles of a packed set, enlarged to its images' size.
 
-    `classes` filters the images.
-
-    Raises InputError if a file of the set is damaged or missing, or f does not divide an image's size.
+    `classes` filters the images. Raises InputError if a file of the set is damaged or missing, or f does not
+    divide an image's size.
     """
     factor = packing_factor(directory)
     rows = Rows(directory, ((directory / PARQUET).path,), is_parquet=True)

@@ -47,8 +47,8 @@ def unpack_tensors(
     where, file = f"{name}: {path}", open_directory(path)
     infos = file.infos([file.path] + ([beside.path] if (beside := _beside(file)) else []))
     stats = [value for info in infos for value in (info.size, info.mtime_ns)]
-    identity = ["tensors", file.uri, *stats, query, classes and sorted(classes)]
-    identity.append(label_names and list(label_names))
+    names = [classes and sorted(classes), label_names and list(label_names)]
+    identity = ["tensors", file.uri, *stats, query, *names]
     read = lambda: _read_batches(file, dict(parse_qsl(query)), where)  # noqa: E731
     return unpack_batches(read, identity, storage, where, classes, label_names)
 

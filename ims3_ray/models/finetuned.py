@@ -98,8 +98,8 @@ def with_new_classes(dit: DiT, count: int, generator: torch.Generator) -> DiT:
 def cast_frozen(dit: DiT, dtype: torch.dtype) -> None:
     """Cast all frozen weights but the patch embedder to `dtype`, in place.
 
-    Rounding the input to bf16 would add noise, and near t = 0 there is hardly any other noise to predict.
-    (On a GPU its product is in TF32, whose rounding is four times finer.)
+    Rounding the input to bf16 would add noise, and near t = 0 there is hardly any other noise to predict. On
+    a GPU, the embedder rounds it to TF32, which is four times finer.
     """
     for part in (dit.t_embedder, dit.y_embedder, dit.blocks, dit.final_layer):
         for parameter in part.parameters():

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-import torch
-import torch._dynamo  # the meta device imports it later, which fails if the working directory is gone
+import torch._dynamo  # noqa: F401 the meta device imports it later, which fails without a working directory
 
-from ims3_ray.cluster.resources import DEFAULT_PLACEMENT, Machine, connect, find_machine, live_nodes
+from ims3_ray.cluster.resources import (
+    DEFAULT_PLACEMENT,
+    Machine,
+    connect,
+    find_machine,
+    is_present,
+    live_nodes,
+)
 from ims3_ray.config.base import canonical_location
 from ims3_ray.config.data import Data
 from ims3_ray.config.sections import Model
@@ -185,13 +191,10 @@ def content_of(network: str, storage: Directory) -> str:
 
 def _supported_numerics(wanted: Numerics, machine: Machine) -> tuple[Numerics, list[str]]:
     """The numerics that the workers' device supports, and a note for each setting that it does not."""
-    if wanted == Numerics():
+    if wanted == Numerics() or not is_present(machine):
         return wanted, []
     if not ray.is_initialized():  # a dry run: assume that the cluster supports the same as this machine
-        is_here = machine.device == "cpu" or torch.cuda.is_available()
-        return supported_numerics(wanted) if is_here else (wanted, [])
-    if machine.device == "cuda" and not ray.cluster_resources().get("GPU"):  # the cluster is still scaling up
-        return wanted, []
+        return supported_numerics(wanted)
     check = ray.remote(**machine.actor_resources, **DEFAULT_PLACEMENT)(supported_numerics)
     return ray.get(check.remote(wanted))
 

@@ -250,7 +250,7 @@ def test_nodes_are_in_one_zone_and_database_and_cache_are_on_the_host():
 
 @pytest.mark.slow  # CI installs the linters before the slow tests
 def test_linters_accept_the_files():
-    """So do Kubernetes' schemas, for the documents and the job's pods."""
+    """Kubernetes' schemas accept the documents and the job's pods."""
     validate = pytest.importorskip("kubernetes_validate").validate
     pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": n}, "spec": p} for n, p in PODS.items()]
     for document in [d for d in DOCUMENTS if d != JOB] + pods:
@@ -308,6 +308,7 @@ def test_the_entrypoint_is_a_valid_run():
     assert not set("&|;<>$`'\"") & set(entrypoint)
     assert (python, option_name) == ("python", "--recipe")
     assert script.removeprefix(f"{home}/") == "jobs/distill.py"
+    assert (ROOT / "jobs/distill.py").is_file()
     assert recipe in recipe_names()
     config = load_config(recipe, parse_overrides(words))
     (gpus,) = (group["maxReplicas"] for group in GROUPS if group["groupName"] == "gpu")

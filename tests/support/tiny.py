@@ -32,15 +32,15 @@ TINY = [  # the digits' path on three classes of 16-pixel images, in seconds
     "workers.shards=2",
 ]
 
-MANY_CLASSES, MANY_IMAGES = 300, 1200
+MANY_IMAGES = 1200
 
 
 def many_words(folder, storage):
     """The overrides of a short run on many classes. Makes their images in the folder."""
     from benchmarks.scale import make_images
 
-    train = make_images(folder / "train", MANY_CLASSES, MANY_IMAGES // MANY_CLASSES, seed=0)
-    test = make_images(folder / "test", MANY_CLASSES, 2, seed=1)
+    train = make_images(folder / "train", 300, MANY_IMAGES // 300, seed=0)
+    test = make_images(folder / "test", 300, 2, seed=1)
     return [
         *(f"data.train={train}", f"data.test={test}", f"storage={storage}", "data.class_map=new"),
         *("ipc=2", "sample.subgroups=2", "sample.steps=2", "invert.steps=2", "finetune.epochs=1"),

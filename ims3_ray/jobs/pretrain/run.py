@@ -14,7 +14,7 @@ import ray
 import torch
 
 from ims3_ray.cluster.fan_out import Part, fan_out
-from ims3_ray.cluster.resources import MEMORY_PER_ACTOR, Machine
+from ims3_ray.cluster.resources import MEMORY_PER_ACTOR, Machine, is_present
 from ims3_ray.cluster.train import Training, measure_part, train
 from ims3_ray.config.pretrain import Pretrain, TrainSteps, TrainTransformer
 from ims3_ray.data.images import ImageSet
@@ -179,8 +179,7 @@ class Pretraining:
 
         Returns nothing if there is no such device yet.
         """
-        has_gpu = ray.cluster_resources().get("GPU") if ray.is_initialized() else torch.cuda.is_available()
-        if self.machine.on_gpus and not has_gpu:
+        if not is_present(self.machine):
             return {}
         parts, device, seconds = self.config.micro_batches, self.machine.device, dict[str, float]()
         for name, (_, section, _) in self.trainings.items():
