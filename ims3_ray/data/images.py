@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from pyarrow import fs
 
 from ims3_ray.config.base import canonical_location
 from ims3_ray.display import escape_unprintable, first_few
@@ -17,7 +18,7 @@ from ims3_ray.storage.hub import fetch_set, hub_name
 from .folders import inspect, list_classes
 from .named import is_named, unpack_digits, unpack_named
 from .sources import ClassNames, Rows, find_packed, find_set, is_tensors
-from .transforms import decode
+from .transforms import DARK, decode, deep_maximum
 from .unpacking import check_unpacked, unpack
 
 TRAIN, TESTS = "train", ("test", "val", "validation", "valid")  # folders of class folders
@@ -163,13 +164,8 @@ def open_images(
     files = [(label, path) for label, cls in enumerate(names) for path in sorted(listing[cls])]
     bad = {path: looks[path]["bad"] for _, path in files if "bad" in looks[path]}
     good = [(label, path) for label, path in files if path not in bad]
-    for row in permutation(len(good), "sampled-up-front", seed)[:SAMPLED_UP_FRONT]:
-        path = good[row][1]
-        data = directory.read(path)
-        try:
-            decode(data)
-        except ValueError as error:
-            bad[path] = str(error)
+    sample = permutation(len(good), "sampled-up-front", seed)[:SAMPLED_UP_FRONT]
+    bad |= _decode_all(directory, [good[row][1] for row in sample], f"{name}: {location}")
     check_bad(name, location, bad, len(files), max_bad_fraction)
     good = [(label, path) for label, path in good if path not in bad]
     labels = np.array([label for label, _ in good], dtype=np.int64)
@@ -181,6 +177,23 @@ def open_images(
     paths = tuple(path for _, path in good)
     empty = () if classes or unpacked_from else _empty_folders(directory, names)
     return ImageSet(directory, names, paths, labels, ids, bad, unpacked_from, empty, of_rows)
+
+
+def _decode_all(directory: Directory, paths: Sequence[str], where: str) -> dict[str, str]:
+    """Returns {path: reason} of unreadable images. Raises InputError if those of 16 bits are all dark."""
+    bad, brightest = {}, 0
+    for path in paths:
+        data = directory.read(path)
+        try:
+            decode(data)
+            brightest = max(brightest, deep_maximum(data))
+        except ValueError as error:
+            bad[path] = str(error)
+    if 0 < brightest < DARK:
+        raise InputError(
+            f"{where} holds images of 16 bits whose values end at {brightest}; scale them to 0 … 65535"
+        )
+    return bad
 
 
 def _empty_folders(directory: Directory, classes: Sequence[str]) -> tuple[str, ...]:
@@ -217,6 +230,8 @@ def split_locations(data: str, test: str | None) -> tuple[str, str | None]:
     if test is not None or train.startswith("package://"):
         return train, canonical_location(test)
     directory = open_directory(train)
+    if directory.kind == fs.FileType.File:
+        return train, None
     folders = [name for name in directory.folders() if not name.startswith(".")]
     if TRAIN in folders and set(folders) <= {TRAIN, *TESTS}:
         tests = [(directory / name).uri for name in TESTS if name in folders]

@@ -13,7 +13,7 @@ contain it. The digits are the first 500 of each class in MNIST's training part.
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def unpack_named(location: str, storage: Directory, name: str, classes: ClassNam
         data = _open_hub(spec.removeprefix(HUB), field, options, where)
         files = sorted(file["filename"] for file in data.cache_files)  # none for a set in memory
         identity = ["hf", files, len(data), location, str(data.split), classes and sorted(classes)]
-        return unpack_batches(lambda: read_batches(data, where), identity, storage, where, classes, None)
+        read = lambda: ((a, b, _folders(c or ())) for a, b, c in read_batches(data, where))  # noqa: E731
+        return unpack_batches(read, identity, storage, where, classes, None)
     root = os.path.realpath(os.path.expanduser(options.pop("root", CACHE)))
     kind = _torchvision_class(spec.removeprefix(TORCHVISION), where)
     identity = ["torchvision", spec, options, field, root, classes and sorted(classes)]
@@ -135,15 +136,16 @@ def _torchvision_class(kind: str, where: str) -> Any:
 def _open_torchvision(kind: Any, root: str, field: str, options: dict[str, str], where: str) -> Any:
     """Returns the data set of a field's split. Its files are downloaded if they are missing."""
     takes = inspect.signature(kind.__init__).parameters
-    base = inspect.signature(kind.__mro__[1].__init__).parameters
+    if "kwargs" in takes:
+        takes = {**inspect.signature(kind.__mro__[1].__init__).parameters, **takes}
     arguments: dict[str, Any] = {"root": root, **options}
-    if "download" in takes or ("kwargs" in takes and "download" in base):
+    if "download" in takes:
         arguments["download"] = True
     if "loader" in takes:
         arguments["loader"] = _read_bytes  # photographs as PNG would take five times the space
     names = ("train", "trainval") if field == "data.train" else SPLITS[field]
     splits: Sequence[dict[str, Any]] = [{"split": name} for name in names]
-    if "train" in takes or "kwargs" in takes:
+    if "train" in takes:
         splits = [{"train": field == "data.train"}] if field != "data.validation" else []
     elif "split" in options or "split" not in takes:
         splits = [{}] if "split" in options or field == "data.train" else []
@@ -177,7 +179,7 @@ def _read_bytes(path: str) -> bytes:
 
 def _read_torchvision(data: Any, where: str) -> Iterator[Batch]:
     names = getattr(data, "wnids", None) or getattr(data, "classes", None)  # ImageNet's words are not unique
-    folders = [(name if isinstance(name, str) else name[0]).replace("/", "-") for name in names or ()]
+    folders = _folders(name if isinstance(name, str) else name[0] for name in names or ())
     for first in range(0, len(data), ROWS):
         labels, images = [], []
         for row in range(first, min(first + ROWS, len(data))):
@@ -188,4 +190,8 @@ def _read_torchvision(data: Any, where: str) -> Iterator[Batch]:
                 )
             labels.append(label)
             images.append(image if isinstance(image, bytes) else png_of(image))
-        yield labels, images, folders or None
+        yield labels, images, folders
+
+
+def _folders(names: Iterable[str]) -> list[str]:
+    return [name.replace("/", "-") for name in names]

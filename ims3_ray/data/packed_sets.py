@@ -93,7 +93,10 @@ def unpack_set(directory: Directory, storage: Directory, where: str, classes: Cl
 
 def unpacked(png: bytes, factor: int, where: str) -> list[Image.Image]:
     """Returns a stored image's tiles, enlarged to its size. Raises InputError if f does not divide that."""
-    image = decode(png)
+    try:
+        image = decode(png)
+    except ValueError as error:
+        raise InputError(f"{where}: an image {error}; restore the file") from error
     if factor == 1:
         return [image]
     pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]

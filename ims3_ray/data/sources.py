@@ -43,7 +43,9 @@ SPLITS = {  # field → names of its split; the first that is present counts
     "data.validation": VALIDATION,
     "data.test": ("test", *VALIDATION),
 }
-SPLIT_FILE = re.compile(r"(?:(\w+)-\d+-of-\d+(?:-\w+)?|(train|test|validation|valid|val)(?:-.*)?)\.parquet")
+SPLIT_FILE = re.compile(
+    r"(?:(?:.*?[-_.])?(train|test|validation|valid|val)(?:[-_.].*)?|(\w+)-\d+-of-\d+(?:-\w+)?)\.parquet"
+)
 IMAGE_COLUMNS = ("image", "img")  # the first that is present counts
 CLASS_COLUMNS = ("label", "class", "labels", "fine_label")
 ROWS = 256  # unpacked at a time: a few hundred MB of large photographs

@@ -55,7 +55,7 @@ def unpack_tensors(
 
 def _read_batches(file: Directory, options: Mapping[str, str], where: str) -> Iterator[Batch]:
     images, labels = _images_and_labels(file, where)
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise InputError(f"{where} holds no images (N, 1 or 3, H, W); save a tensor of that shape")
     if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
         raise InputError(

@@ -15,6 +15,7 @@ FORMATS = (
 )
 BACKGROUND = (255, 255, 255, 255)  # of transparent images
 DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # 16 bits; convert("RGB") would clip to 255
+DARK = 2**14  # images of 8 to 14 bits in 16 stay below it
 MAX_ASPECT = 16  # a longer image is cropped to this around its centre before it is scaled
 
 
@@ -41,6 +42,12 @@ def decode(data: bytes, *, small: bool = False) -> Image.Image:
         raise ValueError(
             f"is no readable image ({' '.join(str(error).split())[:120] or type(error).__name__})"
         ) from error
+
+
+def deep_maximum(data: bytes) -> int:
+    """Returns the largest value of a readable image if it has 16 bits, or else 0."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return int(np.asarray(image).max()) if image.mode in DEEP else 0
 
 
 def _crop_strip(image: Image.Image) -> Image.Image:

@@ -89,12 +89,13 @@ def k_medoids(x: Features, count: int) -> Rows:
     until no swap helps. A local optimum.
     """
     _check(x, count)
-    d = cdist(x.astype(np.float64), x.astype(np.float64))
-    closeness = d.max() - d
+    closeness = cdist(x.astype(np.float64), x.astype(np.float64))
+    tolerance = SWAP_TOLERANCE * (largest := closeness.max())
+    np.subtract(largest, closeness, out=closeness)  # N² values: several copies may not fit
     rows = np.empty(0, np.int64)
     best = np.zeros(len(x))
     for _ in range(count):
-        gains = np.maximum(closeness - best, 0).sum(axis=1)
+        gains = np.array([np.maximum(row - best, 0).sum() for row in closeness])
         gains[rows] = -1.0
         rows = np.append(rows, gains.argmax())
         best = np.maximum(best, closeness[rows[-1]])
@@ -102,7 +103,7 @@ def k_medoids(x: Features, count: int) -> Rows:
     while len(free):
         changes = coverage_changes(closeness, rows, free)
         out, into = np.unravel_index(changes.argmax(), changes.shape)
-        if changes[out, into] <= SWAP_TOLERANCE * d.max():
+        if changes[out, into] <= tolerance:
             break
         rows[out], free[into] = free[into], rows[out]
     return rows

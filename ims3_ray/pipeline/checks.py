@@ -38,6 +38,8 @@ def _check_images(context: Context) -> None:
         needed, field = config.pool_ipc, f"sample.pool_ipc={config.pool_ipc}"
     if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
         needed, field = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
+    if config.select.exclude_copies and needed < 2:
+        needed, field = 2, "select.exclude_copies"
     if counts[smallest] < needed:
         raise InputError(
             f"data.train: class {context.classes[smallest]!r} has {counts[smallest]} images, "

@@ -173,6 +173,13 @@ def _open(config: Config, machine: Machine) -> Context:
         inputs["teacher"] = content_of(config.evaluate.teacher, storage)
     if config.evaluate.protocol != NO_PROTOCOL:
         inputs["scored"] = images[get_protocol(config.evaluate.protocol).split].fingerprint
+    if info is None and config.evaluate.protocol != NO_PROTOCOL:
+        size, scored_size = real_size(config), get_protocol(config.evaluate.protocol).image_size
+        if size < scored_size:
+            warnings.append(
+                f"image_size: {size} is below the protocol's {scored_size}: the full set, baselines and "
+                "teacher have such images too"
+            )
     notes = tuple(f"warning: {line}" for line in warnings)
     return Context(
         config, storage, machine, images, info, labels, _recipe_numerics(config, machine), inputs, notes

@@ -52,7 +52,7 @@ def render(data: ReportData) -> bytes:
 def _evaluation(evaluation: Evaluation) -> dict[str, object]:
     sets, coverage, names = evaluation["sets"], evaluation["coverage"], _names(evaluation)
     metrics = [name for name in METRICS if any(name in values for values in coverage.values())]
-    has_full = "full" in sets and "distilled" in sets
+    full = sets["full"]["last"]["mean"] if "full" in sets and "distilled" in sets else 0
     return {
         "accuracy": plots.accuracy(sets, names),
         "curves": plots.learning_curves(sets, names),
@@ -60,7 +60,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, object]:
         "deciles": by_decile(
             coverage, partial(plots.set_name, names=names), plots.SET_COLOURS | {"ceiling": INK}
         ),
-        "share": sets["distilled"]["last"]["mean"] / sets["full"]["last"]["mean"] if has_full else None,
+        "share": sets["distilled"]["last"]["mean"] / full if full else None,
     }
 
 

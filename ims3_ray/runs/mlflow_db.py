@@ -7,7 +7,7 @@ import re
 import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import psutil
 
@@ -40,14 +40,14 @@ def tracking_uri(storage: Directory) -> str:
             f"storage: {storage.uri} cannot hold MLflow's database; "
             "set MLFLOW_TRACKING_URI to a tracking server"
         )
-    return f"sqlite:///{storage.path}/{DATABASE}"
+    return f"sqlite:///{quote(storage.path)}/{DATABASE}"
 
 
 @functools.cache  # once per URI
 def warn_of_network_disk(uri: str) -> None:
     """Log a warning if MLflow's SQLite file lies on a network file system, where locks can fail."""
     path = SQLITE_URI.fullmatch(uri)
-    if path and (kind := _network_file_system(Path(path[1]))):
+    if path and (kind := _network_file_system(Path(unquote(path[1])))):
         _logger.warning(
             "MLflow: %s lies on a network file system (%s), where drivers of several hosts can damage it; "
             "set MLFLOW_TRACKING_URI to a server; jobs/runs.py --rebuild-mlflow rebuilds a lost database",
@@ -77,7 +77,7 @@ def _check(uri: str) -> None:
     except ValueError as error:
         raise InputError(f"{where} is malformed ({error}); correct it") from error
     if scheme == "sqlite":
-        _check_file(Path(uri.partition("://")[2].removeprefix("/").partition("?")[0]), where)
+        _check_file(Path(unquote(uri.partition("://")[2].removeprefix("/").partition("?")[0])), where)
 
 
 def _check_file(path: Path, where: str) -> None:
@@ -100,7 +100,7 @@ def make_database(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp") as folder:
         new = Path(folder, path.name)
-        SqlAlchemyStore(f"sqlite:///{new}", str(path.parent / "mlruns")).engine.dispose()
+        SqlAlchemyStore(f"sqlite:///{quote(str(new))}", str(path.parent / "mlruns")).engine.dispose()
         try:
             os.link(new, path)
         except FileExistsError:

@@ -151,7 +151,9 @@ def _fill(folder: Path, parts: Iterable[Columns]) -> None:
                 assert layout["columns"][name] == (values.dtype.str, list(values.shape[1:])), name
                 streams[name].write(np.ascontiguousarray(values).data)
             layout["rows"] += len(next(iter(part.values())))
-    (folder / INDEX).write_text(json.dumps(layout))
+    new = folder / f"{INDEX}.new"
+    new.write_text(json.dumps(layout))
+    new.replace(folder / INDEX)  # on a full disk, nothing is half-written
 
 
 def _file(folder: Path, column: str) -> Path:

@@ -2,6 +2,7 @@
 
 import subprocess
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_images_that_break_after_the_first_look_are_named(tmp_path):
 def test_sixteen_bits_are_scaled_to_eight(mode, kind):
     data = encoded(Image.fromarray(RAMP if mode == "I;16" else RAMP.astype(np.int32)), kind)
     assert np.array_equal(grey(data), RAMP >> 8)
+
+
+def test_images_of_fewer_bits_in_sixteen_are_an_error_instead_of_dark(tmp_path):
+    for bits, problem in ((8, "values end at 255"), (14, "values end at 16383"), (16, None)):
+        for name in ("a", "b"):
+            (folder := tmp_path / str(bits) / name).mkdir(parents=True)
+            (folder / "1.png").write_bytes(encoded(Image.fromarray(RAMP >> 16 - bits), "PNG"))
+        with pytest.raises(InputError, match=problem) if problem else nullcontext():
+            opened(tmp_path / str(bits), tmp_path)
 
 
 def test_floating_point_values_in_0_to_1_are_read_and_others_are_an_error():

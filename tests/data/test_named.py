@@ -63,6 +63,17 @@ def test_part_of_a_named_set_is_held_out_if_it_has_no_validation_split(root, tmp
     assert sizes(sets) == {"train": 10, "validation": 10}
 
 
+def test_a_slash_in_a_class_name_of_the_hub_becomes_a_dash(tmp_path):
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a/b", "c"])}
+    )
+    for split in ("train", "test"):
+        cells = {"image": [{"bytes": png(len(split) + i), "path": None} for i in (0, 9)], "label": [0, 1]}
+        datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "set" / f"{split}.parquet")
+    sets = run_splits(tmp_path / "storage", f"data.train=hf:{tmp_path / 'set'}", "data.test=null")
+    assert sets["train"].classes == sets["test"].classes == ("a-b", "c")
+
+
 def test_rows_from_the_hub_equal_the_same_rows_in_files_also_after_some_classes_were_read(tmp_path):
     labels = datasets.ClassLabel(names=["b", "a", "c"])
     features = datasets.Features({"image": datasets.Image(), "label": labels})

@@ -135,6 +135,17 @@ def test_each_field_selects_its_own_split(form, tmp_path):
     assert values(opened(two, tmp_path, "data.test")) == values(opened(two, tmp_path, "data.validation"))
 
 
+@pytest.mark.parametrize(
+    "name", ["{}", "set-{}", "set_{}-00000-of-00001", "{}-00000-of-00001-0a1b", "a.{}_0"]
+)
+def test_any_word_of_a_files_name_may_name_its_split(name, tmp_path):
+    for split, first in (("train", 0), ("test", 40)):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        dataset(first).to_parquet(tmp_path / "set" / f"{name.format(split)}.parquet")
+    train, test = (opened(tmp_path / "set", tmp_path, f"data.{split}") for split in ("train", "test"))
+    assert max(value for _, value in values(train)) < min(value for _, value in values(test)) == 40
+
+
 @both_forms
 def test_a_missing_split_is_an_error_that_lists_the_others(form, tmp_path):
     folder = with_splits(form, tmp_path / "folder", train=0, extra=40)

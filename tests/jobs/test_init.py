@@ -138,6 +138,8 @@ def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_m
         pq.write_table(table, here / "flowers" / f"{split}-00000-of-00001.parquet")
     config = init("--data", "flowers")
     assert config.data.train == config.data.test == f"{here}/flowers"
+    file = "flowers/train-00000-of-00001.parquet"
+    assert run_command("init", ["--data", file, "--out", "file.yaml"]) == 0
     assert runs(config, tiny_model)
 
 
@@ -150,6 +152,7 @@ def test_of_a_data_set_with_several_splits_the_test_split_is_scored(here, tiny_m
         ("--data two --out two.txt", ".yaml"),
         ("--data two --out nowhere/two.yaml", "nowhere"),
         ("--data two ipc=5", "ipc"),
+        ("--data two storage=two/runs", "within"),
         ("--data two --model nowhere", "none or own"),
         ("--data few --model own", "3 images to train on, a generator needs 5"),
         ("--data two --model own --image-size 50", "image_size: 50 is no multiple of 4"),

@@ -67,6 +67,18 @@ def test_a_killed_fill_starts_afresh():
     assert np.array_equal(rows.read("value", range(rows.count)), whole()["value"])
 
 
+def test_a_fill_that_fails_at_its_last_file_starts_afresh(monkeypatch):
+    def full(path, text):
+        path.write_bytes(text[:5].encode())
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.write_text", full)
+        with pytest.raises(OSError, match="no space"):
+            open_cache("k", parts, 1)
+    assert open_cache("k", parts, 1).count == 12
+
+
 def test_rows_of_a_killed_process_are_reused_or_removed_before_the_next_fill(tmp_path):
     script = f"""
         import os, tempfile

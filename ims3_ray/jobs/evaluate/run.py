@@ -124,6 +124,8 @@ def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = F
         for name, place in locations.items()
     }
     _check_counts(config, train, sets)
+    named = {f"data.{name}": each for name, each in images.items()}
+    named |= {f"--set {name}": each for name, each in sets.items()}
     return Prepared(
         config,
         storage,
@@ -133,7 +135,8 @@ def prepare(config: Evaluating, locations: Mapping[str, str], *, plain: bool = F
         sets,
         max(embed_side(of_set, protocols[0].image_size) for of_set in sets.values()),
         content_of(config.embed.extractor, storage),
-        check_splits(images, config.data.max_overlap_fraction),
+        [line for name, each in named.items() for line in each.skipped(name)]
+        + check_splits(images, config.data.max_overlap_fraction),
     )
 
 

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("data.train: is missing; give class folders or a Hugging Face data set")
     with spinner("imports"):  # heavy, and not needed to refuse bad input
         from ims3_ray.cluster.resources import connect, expect_gpu, find_machine, has_address
+        from ims3_ray.data.classes import check_class_names
         from ims3_ray.data.named import is_named, with_root
         from ims3_ray.pipeline.inputs import check_storage_outside
         from ims3_ray.pipeline.prepare import open_splits
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         storage = open_storage(config.storage)
         places = {"train": with_root(data.train, data.root)}
         images = open_splits(places, data, config.seed, storage)["train"]
+        check_class_names(images.classes)
         check_network(config, len(images.classes))
         split_images(config, images)
         if not is_query:
@@ -91,12 +93,12 @@ def distil_fields(config: Pretrain, out: Path) -> Mapping[str, object]:
     """Return the fields of a run that distils with the models in `out`."""
     data = config.data
     fields = {"model.path": str(out), "embed.extractor": str(out), "storage": config.storage}
-    named = {"train": data.train, "root": data.root, "classes": data.classes, "test": data.test}
-    named |= {"validation_split": data.validation_split or None, "mirror": data.mirror}
-    fields |= {f"data.{name}": value for name, value in named.items() if value is not None}
+    named = data.model_dump(mode="json", exclude_defaults=True, exclude={"class_map"})
+    fields |= {f"data.{name}": value for name, value in (named | {"mirror": data.mirror}).items()}
+    has_validation = data.validation or data.validation_split
     if not data.test:
-        fields["evaluate.protocol"] = "quick-val" if data.validation_split else "none"
-    return fields if data.test or data.validation_split else fields | {"probe.protocol": "quick"}
+        fields["evaluate.protocol"] = "quick-val" if has_validation else "none"
+    return fields if data.test or has_validation else fields | {"probe.protocol": "quick"}
 
 
 def _plan(pretraining: "Pretraining") -> list[str]:

@@ -25,8 +25,6 @@ def read_condition(text: str) -> str:
             f"--where {text!r}: is no condition; write field=value, such as ipc=10 or accuracy>0.9"
         )
     name, operator, value = match[1], match[2], match[3].strip("'\" ")
-    if "'" in value:
-        raise InputError(f"--where {text!r}: the value cannot contain a quote")
     fields = flatten(load_config().results())
     if name in TAGS or name in fields:
         if operator not in ("=", "!="):
@@ -34,12 +32,16 @@ def read_condition(text: str) -> str:
         if name in fields:  # as MLflow has it: null is None, true is True
             with contextlib.suppress(ValueError):
                 value = tags.param_text(as_field(Config, name, read_yaml(value, InputError)))
+        quote = '"' if "'" in value else "'"
+        if quote in value:
+            raise InputError(f"--where {text!r}: the value cannot contain both kinds of quotes")
         if name == "kind" and value not in tags.KINDS:
             raise InputError(f"--where {text!r}: {value!r} is no kind; choose one of {', '.join(tags.KINDS)}")
-        return f"{f'tags.`{TAGS[name]}`' if name in TAGS else f'params.`{name}`'} {operator} '{value}'"
+        column = f"tags.`{TAGS[name]}`" if name in TAGS else f"params.`{name}`"
+        return f"{column} {operator} {quote}{value}{quote}"
     if not NUMBER.fullmatch(value):
         raise InputError(
             f"--where {text!r}: {name} is no recipe field ({', '.join(sorted(fields))}), "
             "and a metric's value is a number"
         )
-    return f"metrics.`{name}` {operator} {float(value)}"
+    return f"metrics.`{name}` {operator} {float(value)}".replace("e+", "e")  # MLflow reads no 1e+17

@@ -127,7 +127,7 @@ def _prepare_folder(out: Directory, checksums: dict[str, str], *, replace: bool)
     if not replace or not is_push:
         remedy = "or give --replace" if is_push else "empty or not there yet"
         raise InputError(f"--to: {out.uri} holds other content; name another folder, {remedy}")
-    for name in (MANIFEST, *manifest["files"]):
+    for name in (MANIFEST, *(found.keys() - {MANIFEST})):  # a manifest's own names may lead elsewhere
         (out / name).delete()
     return True
 

@@ -22,7 +22,7 @@ from ims3_ray.storage.artifacts import Directory
 
 from .page import metric_text
 from .plan import Sweep, as_words
-from .trial import STEP, Trial, read_trial, read_trials
+from .trial import STEP, Trial, next_number, read_trial, read_trials
 
 
 class MlflowCallback(tune.Callback):
@@ -103,7 +103,7 @@ class MlflowCallback(tune.Callback):
 
     def _new_record(self, trial: TuneTrial) -> Trial:
         values = self._sweep.space.decode(trial.config)
-        return Trial(self._ended, values, key=self._sweep.trial_tag(values))
+        return Trial(next_number(self._folder), values, key=self._sweep.trial_tag(values))
 
     def _run_of(self, record: Trial) -> Tracker:
         if record.key not in self._runs:

@@ -10,7 +10,7 @@ from ims3_ray.config.settings import Config
 from ims3_ray.errors import InputError
 from ims3_ray.evaluation.protocols import NO_PROTOCOL, validation_name
 from ims3_ray.runs.tags import OBJECTIVE, OBJECTIVES, SPACE
-from ims3_ray.stages.evaluate.teacher import is_soft
+from ims3_ray.stages.evaluate.teacher import REQUIRED_BASELINES, is_soft
 from ims3_ray.storage.artifacts import fingerprint
 
 from .rows import Rows
@@ -92,7 +92,9 @@ class Sweep:
         """A trial's run: scored on validation images, without the sets that every trial would train anew."""
         base = self.base
         cheaper: Values = {"evaluate.protocol": validation_name(base.evaluate.protocol)}
-        defaults: Values = {"evaluate.full": False, "evaluate.unrefined": False, "evaluate.baselines": []}
+        baselines = sorted(REQUIRED_BASELINES) if is_soft(base.evaluate) else []
+        defaults: Values = {"evaluate.full": False, "evaluate.unrefined": False}
+        defaults["evaluate.baselines"] = baselines
         cheaper |= {name: value for name, value in defaults.items() if name not in self.overrides}
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 

@@ -9,7 +9,7 @@ import yaml
 
 from ims3_ray.config.load import unpinned
 from ims3_ray.config.settings import WEIGHTS
-from ims3_ray.errors import InputError
+from ims3_ray.errors import InputError, describe_error
 from ims3_ray.pipeline.prepare import pinned, prepare_runs
 from ims3_ray.pipeline.steps import Step, plan, run_step
 from ims3_ray.progress import print_line as print_to_terminal
@@ -124,16 +124,22 @@ def plan_trials(
 def make_shared(
     sweep: Sweep, points: list[Values], contexts: dict[str, Context], print_line: Callable[[str], None]
 ) -> None:
-    """Make the missing artefacts that trials share, one after the other: each may use the whole cluster."""
+    """Make the missing artefacts that trials share, one after the other: each may use the whole cluster.
+
+    A failure is printed, and ends only the trials that need the artefact.
+    """
     last = [(values, sweep.last_shared) for values in points]
     last += [(values, "select") for values in sweep.selection_points()]
     for values, stage in last:
         context = contexts[trial_key(values)]
-        for step in plan(context, stage):
-            if step.manifest is None:
-                row = f"{as_words(values)}: " if isinstance(sweep, RowSweep) else ""
-                print_line(f"{row}{step.stage.name} → {step.directory.uri}")
-                run_step(context, step)
+        row = f"{as_words(values)}: " if isinstance(sweep, RowSweep) else ""
+        try:
+            for step in plan(context, stage):
+                if step.manifest is None:
+                    print_line(f"{row}{step.stage.name} → {step.directory.uri}")
+                    run_step(context, step)
+        except Exception as error:
+            print_line(f"{as_words(values)}: {describe_error(error)}")
 
 
 def _publish(

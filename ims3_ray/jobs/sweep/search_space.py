@@ -181,21 +181,18 @@ def _read_domain(field: str, domain: str, is_accepted: Callable[[Value], bool]) 
     values = read_yaml(f"[{domain}]", refuse)
     if not values:
         raise refuse("has no values")
-    try:
-        distinct = {json_key({field: value}) for value in values}
-    except TypeError as error:  # dates, or keys of several types
-        raise refuse("has a value that no field takes") from error
-    if len(distinct) < len(values):
-        raise refuse("has a value twice")
+    kept: list[Value] = []  # as the field holds them, such as 5 for 5.0
     for value in values:
         try:
-            kept = as_field(Config, field, value)
-            is_valid = isinstance(kept, bool) or not isinstance(value, bool)  # true is no 1
+            kept.append(as_field(Config, field, value))
+            is_valid = isinstance(kept[-1], bool) or not isinstance(value, bool)  # true is no 1
         except ValueError:
             is_valid = False
         if not is_valid:
             raise InputError(f"--space {field}: takes no {value!r}; give values that the recipe takes")
-    return Choice(tuple(values))
+    if len({json_key({field: value}) for value in kept}) < len(kept):
+        raise refuse("has a value twice")
+    return Choice(tuple(of if type(of) is int else value for of, value in zip(kept, values, strict=True)))
 
 
 def _read_range(

@@ -86,6 +86,10 @@ def read_trials(folder: Directory) -> list[Trial]:
     return sorted(records, key=lambda trial: trial.number)
 
 
+def next_number(folder: Directory) -> int:
+    return 1 + max((trial.number for trial in read_trials(folder)), default=-1)
+
+
 @dataclass(frozen=True)
 class Trainable:
     """The function that Tune calls with a trial's config, as an object that Tune's workers unpickle."""

@@ -27,7 +27,7 @@ from ims3_ray.storage.artifacts import Directory
 from .mlflow_callback import MlflowCallback
 from .plan import Sweep
 from .search_space import Values
-from .trial import EVAL, Trainable, Trial, read_trial, read_trials
+from .trial import EVAL, Trainable, Trial, next_number, read_trial, read_trials
 
 # Tune's newer output prints boxes at any verbosity; the callback prints a line per trial
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -140,7 +140,6 @@ class PoolActor:
 
     def __init__(self, sweep: Sweep, machine: Machine, folder: Directory, session: str):
         self._sweep, self._machine, self._folder, self._session = sweep, machine, folder, session
-        self._next = 1 + max((trial.number for trial in read_trials(folder)), default=-1)
 
     def claim(self, values: Values, trial_id: str) -> tuple[Trial, bool]:
         """The trial's record, and whether the caller runs it.
@@ -149,7 +148,7 @@ class PoolActor:
         """
         trial, owner = read_trial(self._folder, values), [self._session, trial_id]
         if trial is None:
-            trial, self._next = Trial(self._next, values), self._next + 1
+            trial = Trial(next_number(self._folder), values)
         is_ours = self._session in trial.owner
         if trial.is_over or (is_ours and (trial.state == FAILED or trial.owner != owner)):
             return trial, False

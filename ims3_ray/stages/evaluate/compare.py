@@ -65,12 +65,14 @@ def choose_baselines(
     classes, sizes = real.images.classes, sorted(set(map(tuple, sizes)), key=sum)
     row_of = {key: row for row, key in reversed(list(enumerate(real.keys)))}
     rows_of_features = np.array([row_of[key] for key in real.embedded])
-    coresets = [name for name in names if name != "random"]
+    keys = set(real.embedded)
+    rows_of_images = np.array([row for row, key in enumerate(real.keys) if key in keys])  # the readable ones
+    readable, coresets = real.images.take(rows_of_images), [name for name in names if name != "random"]
     baselines: dict[tuple[str, int], Baseline] = {}
     for counts in sizes:
         suffix = f" {sum(counts)}" if len(sizes) > 1 else ""
         for seed in _random_seeds(seeds, draws) if "random" in names else ():
-            rows = real.images.subset(counts, "random", seed)
+            rows = rows_of_images[readable.subset(counts, "random", seed)]
             keys = {real.keys[row] for row in rows}
             feature_rows = np.flatnonzero([key in keys for key in real.embedded])
             baselines[f"random{suffix}", seed] = Baseline(rows, feature_rows)

@@ -70,11 +70,12 @@ def test_queries_of_trainings_on_gpus_need_none_here(tiny_images, tmp_path, outp
 
 
 def test_the_next_command_distils_the_same_images(tmp_path):
-    data = {"data.train": "/data/a: b", "data.classes": ["0", "1"], "data.mirror": False}
-    fields = distil_fields(load_settings(Pretrain, data), tmp_path)
-    config = load_config("digits", parse_overrides(override_words(fields)))
-    assert (config.data.train, config.data.classes, config.data.mirror) == ("/data/a: b", ("0", "1"), False)
-    assert (config.model.path, config.evaluate.protocol) == (str(tmp_path), "none")
+    data = {"data.train": "/data/a: b", "data.classes": ["0", "1"], "data.max_bad_fraction": 0.5}
+    data |= {"data.licence": "mit", "data.validation": "/data/v", "data.test": None}
+    given = load_settings(Pretrain, data)
+    config = load_config("digits", parse_overrides(override_words(distil_fields(given, tmp_path))))
+    assert config.data.model_copy(update={"test": None}) == given.data
+    assert (config.model.path, config.evaluate.protocol) == (str(tmp_path), "quick-val")
 
 
 def test_a_second_driver_keeps_an_equal_model_folder_and_replaces_no_other(tmp_path):

@@ -49,7 +49,7 @@ def track(storage, key, overrides, metrics, own_tags, parent=None, params=None):
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
     """Six distillations, and a sweep of two trials."""
-    root = open_storage(str(tmp_path_factory.mktemp("tracked")))
+    root = open_storage(str(tmp_path_factory.mktemp("100%41?")))
     for key, (overrides, metrics, own_tags) in RUNS.items():
         track(root, key, overrides, metrics, own_tags)
     space = {"space.ipc": "1", "space.select": "2", "objective": "coverage,accuracy"}
@@ -83,6 +83,7 @@ def names(out):
         ("--where select.exclude_copies=true", ""),
         ("--where kind=trial --order accuracy", "s9/2 s9/3 s9/1"),
         ("--where run=s9/1", "s9/1"),
+        ("--where evaluate.baselines=[random,k_medoids] --where accuracy<1e17 --where ipc=1", "k1aa"),
         ("--sweep s9", "s9/1 s9/2 s9/3"),  # the last without the objective
         ("--sweep s9 --order accuracy", "s9/2 s9/3 s9/1"),
     ],

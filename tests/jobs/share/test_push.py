@@ -14,7 +14,7 @@ from ims3_ray.data.images import open_images
 from ims3_ray.data.sources import PARQUET
 from ims3_ray.jobs.share.push import parse_target
 from ims3_ray.runs import records
-from ims3_ray.storage.artifacts import open_directory, read_manifest
+from ims3_ray.storage.artifacts import MANIFEST, open_directory, read_manifest
 from ims3_ray.storage.integrity import verify
 
 
@@ -134,6 +134,11 @@ def test_other_content_is_written_over_only_when_asked(make_run, output, refused
     assert there() == tree(tmp_path / "fresh")
     (tmp_path / "fresh" / "mine.txt").touch()
     refused("push", first, "--to", tmp_path / "fresh", "--replace", prints=True)
+    (tmp_path / "fresh" / "mine.txt").rename(tmp_path / "mine.txt")
+    manifest = json.loads((path := tmp_path / "fresh" / MANIFEST).read_text())
+    path.write_text(json.dumps(manifest | {"files": {**manifest["files"], "../mine.txt": 0}}))
+    output("push", first, "--to", tmp_path / "fresh", "--replace")
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_a_folder_of_somebody_s_own_files_is_never_written_over(make_run, refused, tmp_path):

@@ -11,7 +11,7 @@ from ims3_ray.jobs.sweep.mlflow_callback import MlflowCallback
 from ims3_ray.jobs.sweep.plan import Sweep, trial_key
 from ims3_ray.jobs.sweep.run import plan_trials
 from ims3_ray.jobs.sweep.search_space import read_space
-from ims3_ray.jobs.sweep.trial import Trial
+from ims3_ray.jobs.sweep.trial import Trial, read_trials
 from ims3_ray.runs import mlflow_tracker, records, tags
 from ims3_ray.runs.mlflow_db import tracking_uri
 from ims3_ray.runs.query import objectives
@@ -86,6 +86,12 @@ def test_a_trials_run_has_its_state_and_its_duration(driver):
     finish(driver, 1)
     info = driver.run_of(1).info
     assert info.end_time - info.start_time == 3250
+
+
+def test_a_trial_that_never_began_has_a_number_of_its_own(driver):
+    driver.write(3)
+    driver.call("on_trial_error", 1)
+    assert [trial.number for trial in read_trials(driver.folder)] == [3, 4]
 
 
 def test_running_trials_are_killed_with_the_sweep_and_run_again_when_it_resumes(driver, tmp_path):

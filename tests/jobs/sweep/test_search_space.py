@@ -6,6 +6,7 @@ from ims3_ray.config.load import load_config, parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.sweep.plan import Sweep, as_words
 from ims3_ray.jobs.sweep.search_space import Choice, Range, read_space
+from ims3_ray.stages.evaluate.teacher import check_settings
 
 
 def space(*words):
@@ -48,6 +49,7 @@ def test_the_words_of_a_trial_are_overrides():
         ("ipc", "--space 'ipc'"),
         ("ipc=1,2 ipc=3,4", "--space ipc"),
         ("ipc=1,1", "--space ipc"),
+        ("ipc=5,5.0", "--space ipc"),
         ("ipc=1-10", "--space ipc"),
         ("ipc=true,5", "--space ipc"),
         ("sample.subgroups=a,b", "--space sample.subgroups"),
@@ -129,6 +131,8 @@ def test_trials_are_scored_on_validation_images_and_the_winner_as_the_recipe_say
     assert made.winner({"select.alpha": 0.2}) == load_config("digits", {"select.alpha": 0.2})
     own = sweep("ipc=1,2", overrides={"evaluate.full": True, "evaluate.protocol": "quick-val"})
     assert own.config({"ipc": 1}).evaluate.full
+    soft = sweep("ipc=1,2", overrides={"evaluate.protocol": "soft-32"}).config({"ipc": 1})
+    check_settings(soft.evaluate, trains=True)
 
 
 def test_the_key_covers_all_that_decides_trials_and_scores():

@@ -52,3 +52,12 @@ def test_random_images_are_drawn_as_often_as_asked_and_never_less_than_there_are
     real = Real(images, images.ids, images.ids, features_of(features, images.labels, tmp_path / "features"))
     choices = choose_baselines(real, ["random"], [[1] * len(images.classes)], [4, 5], draws)
     assert {seed for name, seed in choices if name == "random"} == expected
+
+
+def test_files_that_the_embedding_could_not_read_are_never_drawn(tmp_path):
+    images = opened(write_images(tmp_path / "set", 3, seed=0), tmp_path)
+    rows = np.flatnonzero(np.arange(len(images)) % 3)  # one of three images per class is unreadable
+    features = features_of(np.eye(len(images), dtype=np.float32)[rows], images.labels[rows], tmp_path / "f")
+    real = Real(images, images.paths, [images.paths[row] for row in rows], features)
+    choices = choose_baselines(real, ["random"], [[2] * len(images.classes)], range(4))
+    assert all(choice.image_rows.tolist() == rows.tolist() for choice in choices.values())
