@@ -75,8 +75,7 @@ def _run(
         tracker.resume()
     with run_name(sweep.name), heartbeat(folder), save_library_log(folder):
         try:
-            if points:
-                make_shared(sweep, points, contexts, print_line)
+            has_pools = make_shared(sweep, points or [], contexts, print_line)
             run_trials(sweep, first, folder, callback)
         except BaseException as error:
             callback.stop()
@@ -85,7 +84,7 @@ def _run(
         with spinner("tables"):
             trials = callback.write_runs(read_trials(folder))
             document = describe_sweep(sweep, first, folder, trials, time.time() - began)
-            if isinstance(sweep, RowSweep) and all(trial.error is None for trial in trials):
+            if isinstance(sweep, RowSweep) and has_pools and all(trial.error is None for trial in trials):
                 document["comparison"] = describe_rows(sweep, contexts)
             _publish(sweep, document, trials, folder, tracker)
     return document
@@ -123,11 +122,12 @@ def plan_trials(
 
 def make_shared(
     sweep: Sweep, points: list[Values], contexts: dict[str, Context], print_line: Callable[[str], None]
-) -> None:
+) -> bool:
     """Make the missing artefacts that trials share, one after the other: each may use the whole cluster.
 
-    A failure is printed, and ends only the trials that need the artefact.
+    Prints failures. Returns whether `selection_points` are complete.
     """
+    has_pools = True
     last = [(values, sweep.last_shared) for values in points]
     last += [(values, "select") for values in sweep.selection_points()]
     for values, stage in last:
@@ -140,6 +140,8 @@ def make_shared(
                     run_step(context, step)
         except Exception as error:
             print_line(f"{as_words(values)}: {describe_error(error)}")
+            has_pools &= stage != "select"
+    return has_pools
 
 
 def _publish(
