@@ -20,7 +20,6 @@ from ims3_ray.config.data import Data
 from ims3_ray.config.load import load_config, override_words, storage_override
 from ims3_ray.config.settings import Workers
 from ims3_ray.data.images import split_locations
-from ims3_ray.data.named import is_named
 from ims3_ray.display import format_bytes
 from ims3_ray.errors import InputError
 from ims3_ray.models.files import is_hub_id
@@ -49,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     overrides = storage_override(arguments.overrides)
     train, test = split_locations(arguments.data, arguments.test)
-    if "://" not in train and not is_named(train):
-        check_storage_outside(load_config("digits", overrides).storage, train, None, "--data")
+    check_storage_outside(load_config("digits", overrides).storage, train, None, "--data")
     name = re.sub(r"[^\w.-]+", "-", Data(train=train).name).strip("-.") or "my-images"
     out = Path(arguments.out or f"{name}.yaml")
     _check_out(out)

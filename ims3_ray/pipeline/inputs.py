@@ -92,8 +92,7 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
                 check_not_nested(data.train, scored, f"data.{split}")
             locations[split] = scored
     for split, location in locations.items():
-        if not _needs_unpacking(location):
-            check_storage_outside(config.storage, location, data.classes, f"data.{split}")
+        check_storage_outside(config.storage, location, data.classes, f"data.{split}")
     return {split: with_root(location, data.root) for split, location in locations.items()}
 
 
@@ -138,6 +137,8 @@ def check_storage_outside(storage: str, location: str, classes: Sequence[str] | 
 
     Its files would count as images. If `classes` are named, the storage may lie beside their folders.
     """
+    if _needs_unpacking(location):
+        return
     ours, theirs = (f"{_canonical(open_directory(each))}/" for each in (storage, location))
     if ours.startswith(theirs) and (
         not classes or ours == theirs or ours[len(theirs) :].split("/")[0] in classes

@@ -48,15 +48,14 @@ def run(arguments: argparse.Namespace) -> None:
     with spinner("imports"):  # heavy, and not needed to refuse bad input
         from ims3_ray.cluster.resources import connect, expect_gpu, find_machine, has_address
         from ims3_ray.data.classes import check_class_names
-        from ims3_ray.data.named import is_named, with_root
+        from ims3_ray.data.named import with_root
         from ims3_ray.pipeline.inputs import check_storage_outside
         from ims3_ray.pipeline.prepare import open_splits
 
         from .rows import split_images
         from .run import Pretraining, check_network
 
-    if "://" not in data.train and not is_named(data.train):
-        check_storage_outside(config.storage, data.train, data.classes, "data.train")
+    check_storage_outside(config.storage, data.train, data.classes, "data.train")
     with spinner("start"):
         if has_address():  # the cluster's nodes then decode the images
             connect()

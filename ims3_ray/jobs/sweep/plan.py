@@ -92,9 +92,8 @@ class Sweep:
         """A trial's run: scored on validation images, without the sets that every trial would train anew."""
         base = self.base
         cheaper: Values = {"evaluate.protocol": validation_name(base.evaluate.protocol)}
-        baselines = sorted(REQUIRED_BASELINES) if is_soft(base.evaluate) else []
         defaults: Values = {"evaluate.full": False, "evaluate.unrefined": False}
-        defaults["evaluate.baselines"] = baselines
+        defaults["evaluate.baselines"] = sorted(REQUIRED_BASELINES) if is_soft(base.evaluate) else []
         cheaper |= {name: value for name, value in defaults.items() if name not in self.overrides}
         return load_config(self.recipe, {**self._fields(base, values), **cheaper})
 

@@ -65,8 +65,8 @@ def choose_baselines(
     classes, sizes = real.images.classes, sorted(set(map(tuple, sizes)), key=sum)
     row_of = {key: row for row, key in reversed(list(enumerate(real.keys)))}
     rows_of_features = np.array([row_of[key] for key in real.embedded])
-    keys = set(real.embedded)
-    rows_of_images = np.array([row for row, key in enumerate(real.keys) if key in keys])  # the readable ones
+    embedded = set(real.embedded)
+    rows_of_images = np.flatnonzero([key in embedded for key in real.keys])  # the readable ones
     readable, coresets = real.images.take(rows_of_images), [name for name in names if name != "random"]
     baselines: dict[tuple[str, int], Baseline] = {}
     for counts in sizes:
