@@ -112,7 +112,7 @@ class Config(Settings):
                 f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
             )
         size = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
-        if size < self.unpacked_ipc:
+        if size < self.unpacked_ipc and not self.refines_medoids:
             wanted = f"ipc={self.ipc}"
             if self.packing.factor > 1:
                 wanted += f" × packing.factor² = {self.unpacked_ipc}"
@@ -131,7 +131,7 @@ class Config(Settings):
             rule = "image_size: no protocol sets it for source=real; set it, such as image_size=32"
         elif self.refine.steps and self.refine.space == "latent":
             rule = "refine.space: latent needs a generator; set refine.space=pixel and refine.lr=0.01"
-        elif self.select.exclude_copies:
+        elif self.select.exclude_copies and not self.refines_medoids:
             rule = "select.exclude_copies: with source=real all candidates are copies; set it to false"
         if rule:
             raise ValueError(rule)
@@ -141,6 +141,8 @@ class Config(Settings):
     def _check_combinations(self) -> "Config":
         if self.refine.steps and not self.probe.count and not self.refine.real_batch:
             raise ValueError("probe.count: 0, a new network per step, needs refine.real_batch, such as 128")
+        if self.refines_medoids and self.evaluate.pool_images:
+            raise ValueError("evaluate.pool_images: refine.start=medoids makes no candidates; set it to null")
         is_split = self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"
         for field, needs_whole in (
             ("im.target: one_step", self.im.target == "one_step"),
@@ -155,11 +157,11 @@ class Config(Settings):
     @property
     def is_tuned(self) -> bool:
         """Whether the generator is fine-tuned."""
-        return self.source == "generator" and self.finetune.epochs > 0
+        return self.source == "generator" and self.finetune.epochs > 0 and not self.refines_medoids
 
     @property
     def refines_medoids(self) -> bool:
-        """Whether the images of the set begin as real medoids, not as candidates."""
+        """Whether the images of the set begin as real medoids; then no candidates are made."""
         return self.refine.steps > 0 and self.refine.start == "medoids"
 
     @property

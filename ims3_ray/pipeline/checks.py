@@ -34,11 +34,12 @@ def _check_images(context: Context) -> None:
     needed, field = config.unpacked_ipc, f"ipc={config.ipc}"
     if config.packing.factor > 1:
         field += f" × packing.factor² = {needed}"
-    if config.source == "real" and config.select.unit == "subgroup" and config.pool_ipc > needed:
+    is_drawn = not config.refines_medoids
+    if is_drawn and config.source == "real" and config.select.unit == "subgroup" and config.pool_ipc > needed:
         needed, field = config.pool_ipc, f"sample.pool_ipc={config.pool_ipc}"
     if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
         needed, field = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
-    if config.select.exclude_copies and needed < 2:
+    if is_drawn and config.select.exclude_copies and needed < 2:
         needed, field = 2, "select.exclude_copies"
     if counts[smallest] < needed:
         raise InputError(

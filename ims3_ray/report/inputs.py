@@ -52,7 +52,8 @@ class ReportData:
     candidate_features: Float[np.ndarray, "m d"]
     candidate_labels: Int[np.ndarray, " m"]
     candidate_selected: Bool[np.ndarray, " m"]
-    selection: SelectionFile
+    selection: SelectionFile | None
+    """None if no candidates were made."""
     history: History = ()
     """Fine-tuning; empty if it was off."""
     refinement: History = ()

@@ -1,11 +1,12 @@
 """Render a run's report as one self-contained HTML page, without scripts or external resources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from ims3_ray.config.base import flatten
 from ims3_ray.evaluation.results import Evaluation, sort_sets
+from ims3_ray.storage.schemas import SelectionFile
 
 from . import plots
 from .coverage_plots import by_decile
@@ -21,8 +22,6 @@ def render(data: ReportData) -> bytes:
     data = replace(data, evaluation=_in_order(data.evaluation)) if data.evaluation else data
     map_classes = shown_classes(data.classes, MAP_CLASSES)
     points = feature_map(data, map_classes)
-    rows = plots.subgroup_rows(data.selection, data.classes)
-    per_class = data.selection["per_class"]
     context = {
         "data": data,
         "images": sum(data.counts),
@@ -39,14 +38,21 @@ def render(data: ReportData) -> bytes:
         "finetuning": plots.losses(data.history, "fine-tuning"),
         "refinement": plots.losses(data.refinement, "refinement"),
         "history": _last_metrics(data.history),
-        "subgroups": plots.subgroups(data.selection, rows),
-        "subgroup_rows": len(rows),
-        "moved": sum(c["distance_to_real"] > min(c["distances_to_real"]) for c in per_class.values()),
+        **(_selection(data.selection, data.classes) if data.selection else {}),
         "seconds": sum(stage["seconds"] for stage in data.stages),
         "slowest": max((stage["seconds"] for stage in data.stages), default=0),
         "config": _sections(data.config),
     }
     return environment().get_template("page.html").render(context).encode()
+
+
+def _selection(selection: SelectionFile, classes: Sequence[str]) -> dict[str, object]:
+    rows, per_class = plots.subgroup_rows(selection, classes), selection["per_class"].values()
+    return {
+        "subgroups": plots.subgroups(selection, rows),
+        "subgroup_rows": len(rows),
+        "moved": sum(c["distance_to_real"] > min(c["distances_to_real"]) for c in per_class),
+    }
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, object]:

@@ -67,20 +67,16 @@ class Context:
         return self.generator
 
     @property
-    def is_tuned(self) -> bool:
-        """Whether the generator is fine-tuned."""
-        return self.config.is_tuned
-
-    @property
     def matches_trajectories(self) -> bool:
         """Whether fine-tuning matches the stored inversions."""
         im = self.config.im
-        return self.is_tuned and im.target != "one_step" and bool(im.weight or im.grad_ratio)
+        return self.config.is_tuned and im.target != "one_step" and bool(im.weight or im.grad_ratio)
 
     @property
     def starts_from_inversions(self) -> bool:
         """Whether candidates start from inverted real images."""
-        return self.generator is not None and self.config.sample.start == "inversion"
+        starts = self.generator is not None and self.config.sample.start == "inversion"
+        return starts and not self.config.refines_medoids
 
     @property
     def num_tuned(self) -> int:
@@ -90,6 +86,8 @@ class Context:
 
     @property
     def num_candidates(self) -> int:
+        if self.config.refines_medoids:
+            return 0
         per_class = self.config.pool_ipc * self.config.sample.subgroups
         if self.generator is None and self.config.select.unit == "image":
             return int(np.minimum(self.images["train"].counts(), per_class).sum())

@@ -49,22 +49,19 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, obje
 
 
 def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportData:
-    """Read the data of the page of run `key` from the artefacts."""
     config, classes = context.config, context.classes
     manifests = {kind: manifest for kind, folder in inputs.items() if (manifest := read_manifest(folder))}
-    selection = inputs["selection"].read_json("selection.json")
+    selection = inputs["selection"].read_json("selection.json") if "selection" in inputs else None
     real = _page_rows(context, read_index(inputs["features"], schemas.FEATURES, ["image_id", "label"]))
-    pool = _page_rows(context, read_index(inputs["candidates"], schemas.CANDIDATES, KEYS))
-    features, labels = pool.read("feature"), pool.keys["label"]
-    selected = is_selected(selection, classes, pool.keys)
-    refined = read_index(inputs["refined"], schemas.REFINED, ["label"]) if "refined" in inputs else None
-    if refined is not None:  # the set consists of the refined images
-        refined_rows = _page_rows(context, refined)
-        features, labels = (
-            np.concatenate(pair)
-            for pair in ((refined_rows.read("feature"), features), (refined_rows.keys["label"], labels))
-        )
-        selected = np.arange(len(labels)) < len(refined_rows)
+    kinds = ("refined", schemas.REFINED, ["label"]), ("candidates", schemas.CANDIDATES, KEYS)
+    made = {k: read_index(inputs[k], table, keys) for k, table, keys in kinds if k in inputs}
+    refined, shown = made.get("refined"), [_page_rows(context, index) for index in made.values()]
+    features = np.concatenate([rows.read("feature") for rows in shown])
+    labels = np.concatenate([rows.keys["label"] for rows in shown])
+    if selection and refined is None:
+        selected = is_selected(selection, classes, shown[0].keys)
+    else:  # the set consists of the refined images
+        selected = np.arange(len(labels)) < len(shown[0])
     real_features = real.read("feature")
     paths: dict[str, list[str]] = {name: [] for name in classes}
     for entry in manifests["distilled"].get("images", []):
@@ -92,7 +89,6 @@ def _gather(context: Context, key: str, inputs: dict[str, Directory]) -> ReportD
 
 
 def _commands(context: Context, key: str) -> dict[str, str]:
-    """Shell commands by purpose."""
     config, storage = context.config, context.storage.uri
     command = reproduce(yaml.safe_dump(config.results()).encode(), storage)
     find = shlex.join(["ims3", "runs", f"storage={storage}", "--where", f"run={key}"])

@@ -212,7 +212,6 @@ def pretrain_seconds(config: Pretrain, num_images: int, num_classes: int, machin
 
 
 def _graph_bytes(loss: Callable[[], Tensor]) -> int:
-    """Return the bytes that a backward pass needs."""
     sizes: list[int] = []
     with saved_tensors_hooks(lambda values: sizes.append(values.nbytes), lambda values: values):
         loss()

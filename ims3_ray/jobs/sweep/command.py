@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ims3_ray.config.evaluation import scored_split
 from ims3_ray.config.load import parse_overrides
 from ims3_ray.errors import InputError
 from ims3_ray.jobs.next_steps import result_lines, shell_command
@@ -32,6 +33,7 @@ from ims3_ray.progress import print_line, spinner
 from .rows import named_rows, read_rows
 
 if TYPE_CHECKING:
+    from ims3_ray.config.settings import Config
     from ims3_ray.storage.artifacts import Directory
 
     from .plan import Sweep
@@ -87,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"failed, first: {errors[0] if errors else 'none'}; the same command runs these again"
         )
     print("", *summary(document), "", sep="\n")
-    print(*result_lines(*_next_steps(document, folder, sweep.base.storage)), sep="\n")
+    print(*result_lines(*_next_steps(document, folder, sweep.base)), sep="\n")
 
 
 def read_sweep(arguments: argparse.Namespace) -> "Sweep":
@@ -166,7 +168,7 @@ def summary(document: "Document") -> list[str]:
     return [*lines, work_sentence(document, trials), *errors]
 
 
-def _next_steps(document: "Document", folder: "Directory", storage: str) -> tuple[dict, dict]:
+def _next_steps(document: "Document", folder: "Directory", base: "Config") -> tuple[dict, dict]:
     """The files that the sweep wrote, and the commands to run next."""
     from .results import winner_file
 
@@ -174,8 +176,8 @@ def _next_steps(document: "Document", folder: "Directory", storage: str) -> tupl
     tables = "comparison.txt, sweep.json" if document["comparison"] else "sweep.json"
     files = {"page": (folder / "index.html").uri, "tables": f"{(folder / 'sweep.csv').uri}, {tables}"}
     files |= {f"best, ipc {ipc}": recipe for ipc, recipe in recipes.items()}
-    query = {"query": shell_command("runs", f"storage={storage}", "--sweep", document["key"])}
+    query = {"query": shell_command("runs", f"storage={base.storage}", "--sweep", document["key"])}
     if not recipes:
         return files, query
-    test = shell_command("distill", "--recipe", [*recipes.values()][-1], f"storage={storage}")
-    return files, {"test": test, **query}
+    best = shell_command("distill", "--recipe", [*recipes.values()][-1], f"storage={base.storage}")
+    return files, {scored_split(base.evaluate.protocol): best, **query}

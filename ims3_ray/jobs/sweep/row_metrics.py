@@ -94,8 +94,8 @@ class Runs:
             candidates: dict[str, Index] = {}
             for name in rows.generated:
                 point = name, max(self._sweep.ipcs), seed
-                has_candidates = not self._context(*point).config.refines_medoids
-                if has_candidates and self._steps(*point)["features"].directory == features:
+                steps = self._steps(*point)
+                if "candidates" in steps and steps["features"].directory == features:
                     candidates |= self._candidates(name, count, seed)
             names = dict.fromkeys(["random", *(row.real for row in rows.rows if row.real)])
             draw = classifier_seeds(seed, 1)

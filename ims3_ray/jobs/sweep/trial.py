@@ -184,7 +184,8 @@ class Run:
             ray.get(self._trainable.pools.make.remote(values))
         sampled = plan(context, "sample")
         seconds = {step.artifact: step.summary["seconds"] for step in sampled}
-        self._trial = self._trial.write(folder, pool=sampled[-1].fingerprint, upstream=seconds)
+        pool = None if context.config.refines_medoids else sampled[-1].fingerprint
+        self._trial = self._trial.write(folder, pool=pool, upstream=seconds)
         steps = plan(context, LAST)
         for index, step in enumerate(steps):
             steps[index] = step = step if step.manifest else run_step(context, step)

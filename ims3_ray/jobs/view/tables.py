@@ -193,7 +193,6 @@ def _is(event: Mapping[str, Any], kind: str, stage: str) -> bool:
 
 
 def _metrics(run: Run, stage: str) -> list[str]:
-    """The latest MLflow metrics of a running stage."""
     metrics = {
         name.rpartition("/")[2]: value
         for name, value in run["metrics"].items()

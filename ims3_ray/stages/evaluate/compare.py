@@ -68,10 +68,11 @@ def choose_baselines(
     embedded = set(real.embedded)
     rows_of_images = np.flatnonzero([key in embedded for key in real.keys])  # the readable ones
     readable, coresets = real.images.take(rows_of_images), [name for name in names if name != "random"]
+    random_seeds = [*seeds, *range(seeds[-1] + 1, seeds[0] + (draws or 0))] if "random" in names else []
     baselines: dict[tuple[str, int], Baseline] = {}
     for counts in sizes:
         suffix = f" {sum(counts)}" if len(sizes) > 1 else ""
-        for seed in _random_seeds(seeds, draws) if "random" in names else ():
+        for seed in random_seeds:
             rows = rows_of_images[readable.subset(counts, "random", seed)]
             keys = {real.keys[row] for row in rows}
             feature_rows = np.flatnonzero([key in keys for key in real.embedded])
@@ -80,11 +81,6 @@ def choose_baselines(
         for (name, seed), feature_rows in of_size.items():
             baselines[f"{name}{suffix}", seed] = Baseline(rows_of_features[feature_rows], feature_rows)
     return baselines
-
-
-def _random_seeds(seeds: Sequence[int], draws: int | None) -> list[int]:
-    """`seeds`, followed by further ones up to `draws`."""
-    return [*seeds, *range(seeds[-1] + 1, seeds[0] + (draws or 0))]
 
 
 def training_sets(

@@ -4,7 +4,7 @@ Classifiers train on the distilled set, on baselines of as many real images and,
 over the same seeds. Coverage is measured in feature space, for the baselines and the ceiling too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ def run(context: Context, out: Directory, **inputs: Directory) -> dict[str, Any]
     sizes = [[ipc] * len(train.classes)]
     names = dict.fromkeys(("random", *settings.baselines))
     baselines = choose_baselines(real, names, sizes, seeds, settings.random_subsets)
-    features = _own_features(context, inputs["selection"], inputs["candidates"], inputs.get("refined"))
+    features = _own_features(context, inputs)
     whole = {} if tiles else baselines  # features are of whole images, a packed baseline's are not known
     coverage = cover(features, whole, real, seeds[0], settings.neighbours, ipc)
     own = {"distilled": list_images(inputs["distilled"], train.classes, tiles)}
@@ -85,16 +85,16 @@ def _protocols(config: Config) -> list[Protocol]:
     return get_protocols(config.evaluate.protocol, config.evaluate.networks)
 
 
-def _own_features(
-    context: Context, selection: Directory, candidates: Directory, refined: Directory | None
-) -> dict[str, Index]:
+def _own_features(context: Context, inputs: Mapping[str, Directory]) -> dict[str, Index]:
     """Features of the distilled set, of its images before refinement and, if asked, of the pool's first."""
-    pool, count = read_index(candidates, schemas.CANDIDATES, KEYS), context.config.evaluate.pool_images
-    sets: dict[str, Index] = {"distilled": selected_rows(pool, selection, context.classes)}
-    if count:
-        sets["pool"] = pool.take(first_of_pool(pool.keys, count))
-    if refined:
-        index = read_index(refined, schemas.REFINED, ["label"])
+    sets: dict[str, Index] = {}
+    if "selection" in inputs:
+        pool = read_index(inputs["candidates"], schemas.CANDIDATES, KEYS)
+        sets["distilled"] = selected_rows(pool, inputs["selection"], context.classes)
+        if count := context.config.evaluate.pool_images:
+            sets["pool"] = pool.take(first_of_pool(pool.keys, count))
+    if "refined" in inputs:
+        index = read_index(inputs["refined"], schemas.REFINED, ["label"])
         sets["distilled"], sets["unrefined"] = index, replace(index, column="start_feature")
     return sets
 

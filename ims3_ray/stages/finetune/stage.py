@@ -105,7 +105,7 @@ STAGE = Stage(
     version=5,
     inputs=("latents", "inversions"),
     needs_input=lambda context, noun: noun == "latents" or context.matches_trajectories,
-    is_enabled=lambda context: context.is_tuned,
+    is_enabled=lambda context: context.config.is_tuned,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,

@@ -86,7 +86,6 @@ def load_probes(
 def _train(
     images: ImageSet, network: Network, num_classes: int, points: tuple[int, ...], kind: str, out: Directory
 ) -> Iterator[str]:
-    """Train a network, write its file and yield the file's name."""
     rules, device = network.rules, prepare_device(kind)
     with open_pixels(images, rules.image_size) as train:
         states = train_checkpoints(train, rules, num_classes, network.seed, points, device)

@@ -176,11 +176,6 @@ STAGE = Stage(
     output="refined",
     version=4,
     inputs=("features", "probes", "selection", "candidates"),
-    needs_input=lambda context, noun: (
-        noun == "features"
-        or (noun == "probes" and context.config.probe.count > 0)
-        or (noun in ("selection", "candidates") and context.config.refine.start == "selection")
-    ),
     is_enabled=lambda context: context.config.refine.steps > 0,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,

@@ -154,11 +154,10 @@ class Refiner:
         """Return mean losses over parts of the steps, and the refined pixels."""
         pixels = pack(torch.from_numpy(start).to(self._device), self._packing.factor)
         z = self._encode(pixels) if self._settings.space == "latent" else pixels.float() / 255
-        match = self._fixed_targets(label, real)
-        if self._settings.real_batch:
-            match = partial(
-                self._batch_match, label, self._real_pixels(label, real), self._settings.real_batch
-            )
+        if count := self._settings.real_batch:
+            match = partial(self._batch_match, label, self._real_pixels(label, real), count)
+        else:
+            match = self._fixed_targets(label, real)
         log = LossLog(self._board, self._refinement.steps)
         try:
             z = self._refinement.run(z, label, match, log)
@@ -195,10 +194,8 @@ class Refiner:
 
         All classes meet the same network at a step. Without probes it is untrained (Zhao & Bilen 2023).
         """
-        network_key, key = (
-            ("refine-network", self._seed, step),
-            ("refine", self._seed, self._inputs.classes[label], step),
-        )
+        network_key = "refine-network", self._seed, step
+        key = "refine", self._seed, self._inputs.classes[label], step
         if self._probes:
             index = int(torch.randint(len(self._probes), (), generator=generator(*network_key)))
             network = self._probes[index]

@@ -259,6 +259,7 @@ STAGE = Stage(
     version=2,
     inputs=("adapter", "inversions", "features"),
     needs_input=_needs_input,
+    is_enabled=lambda context: not context.config.refines_medoids,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,

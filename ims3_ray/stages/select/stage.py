@@ -58,6 +58,7 @@ STAGE = Stage(
     version=5,
     inputs=("candidates", "features"),
     unit="subgroups",
+    is_enabled=lambda context: not context.config.refines_medoids,
     run=run,
     fingerprint_inputs=_fingerprint_inputs,
     cost=_cost,

@@ -109,9 +109,12 @@ def test_other_objectives_spaces_and_starts_change_the_images(words, more):
 
 
 @pytest.mark.slow
-def test_pixels_have_the_classifiers_size_and_features_the_generators(words):
+def test_refined_medoids_need_no_candidates_and_have_the_classifiers_size(words):
     probes = "probe.protocol=dc-mnist", "probe.width=8"  # 28 pixels; the generator has fewer
-    steps = steps_of(words, *REFINE, *probes, "refine.space=pixel", "refine.start=medoids", "refine.lr=0.01")
+    pixels = "refine.space=pixel", "refine.start=medoids", "refine.lr=0.01"
+    steps = steps_of(words, *REFINE, *probes, *pixels, upto="report")
+    assert set(steps) == {"features", "probes", "refined", "distilled", "evaluation", "report"}
+    assert b"Solver:" not in steps["report"].directory.read("index.html")
     rows = read_rows(steps["refined"].directory, schemas.REFINED)
     assert {decode(png).size for png in [*rows["start"], *rows["image"]]} == {(28, 28)}
     real = read_rows(steps["features"].directory, schemas.FEATURES)["feature"]

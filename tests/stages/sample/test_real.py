@@ -91,6 +91,7 @@ def test_a_set_of_real_images_says_so_and_evaluates(ray_cluster, words, more, ki
         (["refine.steps=3"], r"refine\.space=pixel"),
         (["evaluate.protocol=none"], r"image_size=32"),
         (["select.unit=image", "select.exclude_copies=true"], r"exclude_copies: .*false"),
+        (["evaluate.pool_images=5", *REFINED, "refine.start=medoids"], r"pool_images: .*null"),
     ],
 )
 def test_fields_that_need_a_generator_are_refused_with_a_remedy(words, more, message):
