@@ -134,7 +134,9 @@ def _ray_trainer(training: Training, machine: Machine, actor: ActorHandle) -> To
     return TorchTrainer(
         _loop,
         train_loop_config={"training": training, "kind": machine.device, "metrics_actor": actor},
-        torch_config=TorchConfig(backend="nccl" if on_gpus else "gloo", timeout_s=COLLECTIVE_S),
+        torch_config=TorchConfig(
+            backend="nccl" if machine.device == "cuda" else "gloo", timeout_s=COLLECTIVE_S
+        ),
         scaling_config=ScalingConfig(
             num_workers=machine.elastic_train_workers(training.optimisation.micro_batches),
             use_gpu=on_gpus,
