@@ -66,7 +66,7 @@ def test_every_image_is_one_candidate_if_single_images_are_selected(ray_cluster,
     [
         pytest.param((), "real", 16, marks=pytest.mark.slow),
         pytest.param(("image_size=20",), "real", 20, marks=pytest.mark.slow),
-        (REFINED, "refined real", 16),
+        pytest.param(REFINED, "refined real", 16, marks=pytest.mark.slow),
     ],
 )
 def test_a_set_of_real_images_says_so_and_evaluates(ray_cluster, words, more, kind, side):
