@@ -38,18 +38,18 @@ class Sizes:
 
 
 def refinement(settings: Refine, vae: Vae | None, rules: Protocol, packing: Sizes, part: int) -> Refinement:
-    """Return the recipe's Refinement for the classifiers of a protocol; `part` images are decoded at once."""
+    """Return the recipe's Refinement, of latents if there is a `vae`; `part` images are decoded at once."""
     return Refinement(
         objective=OBJECTIVES[settings.objective],
         decode=(lambda z: packing.as_trained((vae.decode_unclamped(z) + 1) / 2))
-        if vae and settings.space == "latent"
+        if vae
         else packing.as_trained,
         view=lambda images, draws: view(images, rules, draws, siamese=True),
         steps=settings.steps,
         lr=settings.lr,
         views=views_of(settings, rules),
         chunk=part,
-        clamp=settings.space == "pixel",
+        clamp=vae is None,
     )
 
 

@@ -160,7 +160,8 @@ def _cost(context: Context, forward: Forward) -> Cost:
     operations = config.refine.steps * step_operations(context, forward) + targets
     of_class = pixel_bytes(int(context.images["train"].counts().max()), kinds[0].image_size)
     weights = sum(classifier_bytes(rules, len(context.classes)) for rules in kinds) / len(kinds)
-    memory = generator_bytes(context) + probes * weights + 2 * of_class
+    memory = probes * weights + 2 * of_class
+    memory += generator_bytes(context) if config.refine.space == "latent" else 0
     keys = KEY_BYTES * (len(context.images["train"]) + context.num_candidates)
     return Cost(rows, operations, disk=2 * rows * png_bytes(context), memory=memory, driver=keys)
 

@@ -1,4 +1,4 @@
-"""The actor of stage refine: holds the VAE, the probes and φ, and refines one class per call."""
+"""The actor of stage refine: holds the probes, φ and, for latents, the VAE; refines one class per call."""
 
 import time
 from collections.abc import Callable
@@ -92,7 +92,7 @@ class Refiner:
     def __init__(self, inputs: RefineInput, board: ActorHandle, batch_size: int):
         config, device = inputs.config, prepare_device(inputs.numerics.device)
         model, settings, self._vae = config.model, config.refine, None
-        if config.source == "generator":
+        if settings.space == "latent":
             numerics = {"device": device, "dtype": inputs.numerics.dtype}
             self._vae = load_vae(model.path, vae=model.vae, heads=model.heads, **numerics)
             self._vae.model.requires_grad_(False)
@@ -153,7 +153,7 @@ class Refiner:
     def _refine(self, label: int, start: np.ndarray, real: Payload) -> tuple[list[float], np.ndarray]:
         """Return mean losses over parts of the steps, and the refined pixels."""
         pixels = pack(torch.from_numpy(start).to(self._device), self._packing.factor)
-        z = self._encode(pixels) if self._settings.space == "latent" else pixels.float() / 255
+        z = self._encode(pixels) if self._vae else pixels.float() / 255
         if count := self._settings.real_batch:
             match = partial(self._batch_match, label, self._real_pixels(label, real), count)
         else:
@@ -236,7 +236,7 @@ class Refiner:
     @torch.no_grad()
     def _pixels(self, z: Tensor) -> np.ndarray:
         """Return images, or tiles, (K, 3, S, S) uint8. Raises InputError if a value is not finite."""
-        if self._vae is None or self._settings.space == "pixel":
+        if self._vae is None:
             images = z * 2 - 1
         else:
             parts = (self._vae.decode(part) for part in z.split(self._batch_size))
