@@ -60,6 +60,7 @@ def test_clipping_is_logged(tmp_path, caplog):
         ((GREYS / 255, LABELS[:3]), r"labels of the shape \(6,\)"),
         ((GREYS / 255, LABELS.float()), "no integer label"),
         ((GREYS[0], LABELS), "no images"),
+        ((GREYS[:0], LABELS[:0]), "no images"),
         ((GREYS - 100, LABELS), "normalisation"),
         ((GREYS / 0, LABELS), "normalisation|not finite"),
         ({"model": 1}, "no images"),
