@@ -112,7 +112,7 @@ class Config(Settings):
                 f"select.subgroups: {subgroups} of sample.subgroups {self.sample.subgroups}; lower it"
             )
         size = self.pool_ipc * (subgroups if self.select.unit == "image" else 1)
-        if size < self.unpacked_ipc and not self.refines_medoids:
+        if self.makes_candidates and size < self.unpacked_ipc:
             wanted = f"ipc={self.ipc}"
             if self.packing.factor > 1:
                 wanted += f" × packing.factor² = {self.unpacked_ipc}"
@@ -131,7 +131,7 @@ class Config(Settings):
             rule = "image_size: no protocol sets it for source=real; set it, such as image_size=32"
         elif self.refine.steps and self.refine.space == "latent":
             rule = "refine.space: latent needs a generator; set refine.space=pixel and refine.lr=0.01"
-        elif self.select.exclude_copies and not self.refines_medoids:
+        elif self.makes_candidates and self.select.exclude_copies:
             rule = "select.exclude_copies: with source=real all candidates are copies; set it to false"
         if rule:
             raise ValueError(rule)
@@ -141,7 +141,7 @@ class Config(Settings):
     def _check_combinations(self) -> "Config":
         if self.refine.steps and not self.probe.count and not self.refine.real_batch:
             raise ValueError("probe.count: 0, a new network per step, needs refine.real_batch, such as 128")
-        if self.refines_medoids and self.evaluate.pool_images:
+        if self.evaluate.pool_images and not self.makes_candidates:
             raise ValueError("evaluate.pool_images: refine.start=medoids makes no candidates; set it to null")
         is_split = self.finetune.micro_batches > 1 or self.finetune.batch_size == "auto"
         for field, needs_whole in (
@@ -157,17 +157,17 @@ class Config(Settings):
     @property
     def is_tuned(self) -> bool:
         """Whether the generator is fine-tuned."""
-        return self.source == "generator" and self.finetune.epochs > 0 and not self.refines_medoids
+        return self.source == "generator" and self.makes_candidates and self.finetune.epochs > 0
 
     @property
-    def refines_medoids(self) -> bool:
-        """Whether the images of the set begin as real medoids; then no candidates are made."""
-        return self.refine.steps > 0 and self.refine.start == "medoids"
+    def makes_candidates(self) -> bool:
+        """Whether candidates are drawn to select from; without them, real medoids are refined."""
+        return not self.refine.steps or self.refine.start != "medoids"
 
     @property
     def kind_of_images(self) -> str:
         """The kind of images in the set, for its card."""
-        if self.source == "generator" and not self.refines_medoids:
+        if self.source == "generator" and self.makes_candidates:
             return "synthetic"
         return "refined real" if self.refine.steps else "real"
 

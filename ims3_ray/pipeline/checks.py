@@ -34,8 +34,8 @@ def _check_images(context: Context) -> None:
     needed, field = config.unpacked_ipc, f"ipc={config.ipc}"
     if config.packing.factor > 1:
         field += f" × packing.factor² = {needed}"
-    is_drawn = not config.refines_medoids
-    if is_drawn and config.source == "real" and config.select.unit == "subgroup" and config.pool_ipc > needed:
+    is_drawn, unit = config.makes_candidates, config.select.unit
+    if is_drawn and config.source == "real" and unit == "subgroup" and config.pool_ipc > needed:
         needed, field = config.pool_ipc, f"sample.pool_ipc={config.pool_ipc}"
     if config.evaluate.protocol != NO_PROTOCOL and config.evaluate.neighbours + 1 > needed:
         needed, field = config.evaluate.neighbours + 1, f"evaluate.neighbours={config.evaluate.neighbours}"
@@ -53,7 +53,7 @@ def _check_images(context: Context) -> None:
         raise InputError(f"sample.guidance_channels: {guided} exceeds {channels} latent channels; lower it")
     check_interval(config)
     tuned, batch = context.num_tuned, config.finetune.latents
-    if config.finetune.epochs and tuned < batch:
+    if config.is_tuned and tuned < batch:
         raise InputError(f"finetune.batch_size: {batch} exceeds the {tuned} images to tune on; lower it")
 
 

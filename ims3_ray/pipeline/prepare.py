@@ -126,7 +126,7 @@ def _resolve_batch_size(config: Config, machine: Machine) -> tuple[Config, list[
         f"finetune.{name}={getattr(scaled, name)}" for name in names if getattr(scaled, name) is not None
     )
     line = f"finetune.batch_size=auto: for {devices} devices; elsewhere, reproduce with: {fields}"
-    return config.model_copy(update={"finetune": scaled}), [line] if scaled.epochs else []
+    return config.model_copy(update={"finetune": scaled}), [line] if config.is_tuned else []
 
 
 def pinned(config: Kind, pin: Callable[[str], str] = pin_revision) -> Kind:

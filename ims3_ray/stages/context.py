@@ -76,7 +76,7 @@ class Context:
     def starts_from_inversions(self) -> bool:
         """Whether candidates start from inverted real images."""
         starts = self.generator is not None and self.config.sample.start == "inversion"
-        return starts and not self.config.refines_medoids
+        return starts and self.config.makes_candidates
 
     @property
     def num_tuned(self) -> int:
@@ -86,7 +86,7 @@ class Context:
 
     @property
     def num_candidates(self) -> int:
-        if self.config.refines_medoids:
+        if not self.config.makes_candidates:
             return 0
         per_class = self.config.pool_ipc * self.config.sample.subgroups
         if self.generator is None and self.config.select.unit == "image":

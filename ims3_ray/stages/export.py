@@ -180,7 +180,7 @@ def _labelling(context: Context, trained: Directory | None) -> Labelling | None:
 
 def describe_method(config: Config) -> str:
     """How a run makes its images, for the card: completes "10 images per class, …"."""
-    if config.refines_medoids:
+    if not config.makes_candidates:
         start = "starting from real images, the k-means medoids of each class"
         return f"{start}. {_describe_refinement(config)}"
     tuned, subgroups = config.is_tuned, config.select.subgroups or config.sample.subgroups

@@ -1,4 +1,4 @@
-"""Checks that precede a cluster, GPUs and stages."""
+"""Checks that precede clusters, GPUs and stages."""
 
 import pytest
 from planned import config_of
@@ -45,7 +45,7 @@ def test_too_small_node_disks_fail_before_any_stage(
 def test_images_are_checked_before_waiting_for_gpus(ray_cluster, tiny_overrides, tmp_path, monkeypatch):
     """GPUs of an autoscaling cluster are billed from then on."""
 
-    def wait(number, wait_s):
+    def wait(*_):
         assert list((tmp_path / "runs" / "index").iterdir())
         raise InputError("workers.gpus: none came")
 
@@ -66,5 +66,7 @@ def test_automatic_batch_size_is_the_same_run_as_the_fields_in_its_note(tiny_ove
     (line,) = auto.notes
     assert "for 4 devices" in line
     same = prepared(tiny_overrides, *line.partition("with: ")[2].split())
-    made = [plan(each)[-1].artifact for each in (same, auto, prepared(tiny_overrides))]
+    made = [plan(run)[-1].artifact for run in (same, auto, prepared(tiny_overrides))]
     assert made[0] == made[1] != made[2]
+    medoids = "refine.steps=1", "refine.start=medoids", "probe.checkpoint_steps=[0]"
+    assert not prepared(tiny_overrides, "finetune.batch_size=auto", *medoids).notes

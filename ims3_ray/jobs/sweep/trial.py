@@ -184,7 +184,7 @@ class Run:
             ray.get(self._trainable.pools.make.remote(values))
         sampled = plan(context, "sample")
         seconds = {step.artifact: step.summary["seconds"] for step in sampled}
-        pool = None if context.config.refines_medoids else sampled[-1].fingerprint
+        pool = sampled[-1].fingerprint if context.config.makes_candidates else None
         self._trial = self._trial.write(folder, pool=pool, upstream=seconds)
         steps = plan(context, LAST)
         for index, step in enumerate(steps):

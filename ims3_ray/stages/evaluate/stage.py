@@ -129,7 +129,7 @@ def set_names(config: Config, baselines: Iterable[tuple[str, int]] = ()) -> dict
 
 def method_name(config: Config) -> str:
     """The method that draws and selects images, named as in the paper's ablation: "IM + S³"."""
-    if config.refines_medoids:
+    if not config.makes_candidates:
         return "k-means medoids"
     model = "DiT" if config.source == "generator" else "real"
     if config.is_tuned:

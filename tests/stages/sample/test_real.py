@@ -47,12 +47,12 @@ def test_subgroups_are_disjoint_real_images_until_all_are_used(ray_cluster, word
     assert set(rows["seed"]) == {REAL}
     for label, name in enumerate(CLASSES):
         files = {path.read_bytes() for path in (Path(planned.config_of(words).data.train) / name).iterdir()}
-        originals = {pixels(png).tobytes() for png in files}
+        known = {pixels(png).tobytes() for png in files}
         for first, last, count in ((0, 3, 12), (3, 6, 12), (6, 7, 4)):  # rounds of three subgroups of four
             chosen = (rows["label"] == label) & (first <= rows["subgroup"]) & (rows["subgroup"] < last)
             drawn = {pixels(png).tobytes() for png in rows["image"][chosen]}
             assert len(drawn) == chosen.sum() == count
-            assert drawn <= originals
+            assert drawn <= known
 
 
 def test_every_image_is_one_candidate_if_single_images_are_selected(ray_cluster, words):
@@ -61,26 +61,22 @@ def test_every_image_is_one_candidate_if_single_images_are_selected(ray_cluster,
     assert len(rows["label"]) == len(set(rows["image"])) == 12 * len(CLASSES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kind", "side"),
-    [
-        pytest.param((), "real", 16, marks=pytest.mark.slow),
-        pytest.param(("image_size=20",), "real", 20, marks=pytest.mark.slow),
-        pytest.param(REFINED, "refined real", 16, marks=pytest.mark.slow),
-    ],
+    [((), "real", 16), (("image_size=20",), "real", 20), (REFINED, "refined real", 16)],
 )
 def test_a_set_of_real_images_says_so_and_evaluates(ray_cluster, words, more, kind, side):
     steps = planned.steps_of(words, *more, upto="report")
     out = steps["distilled"].directory
-    statement = json.loads(out.read("distilled.json"))
-    assert (statement["images"], statement["packing_factor"], statement["image_size"]) == (kind, 1, side)
+    record = json.loads(out.read("distilled.json"))
+    assert (record["images"], record["packing_factor"], record["image_size"]) == (kind, 1, side)
     card = out.read("README.md").decode()
     assert f"12 {kind} images" in card
     assert ("They are copies" in card) == (kind == "real")
     assert "generator" not in card.partition("## Licences")[2]
     assert {image.size for image, _ in load_distilled(out.uri)} == {(side, side)}
-    names = steps["evaluation"].directory.read_json("evaluation.json")["names"]
-    assert "real + S³" in names.values()
+    assert "real + S³" in steps["evaluation"].directory.read_json("evaluation.json")["names"].values()
     page = steps["report"].directory.read("index.html").decode()
     assert ("Refinement started from real" if more is REFINED else "are copies of real") in page
 
