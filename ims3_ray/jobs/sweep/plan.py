@@ -186,8 +186,8 @@ class RowSweep(Sweep):
     def selects_pool_images(self, config: Config) -> bool:
         """Whether a row's run selects single images, and can select `pool_images` per class."""
         has_enough = config.pool_ipc * config.sample.subgroups >= (self.pool_images or 0)
-        is_drawn = has_enough and config.makes_candidates
-        return is_drawn and config.packing.factor == 1 and config.select.unit == "image"
+        is_single = config.packing.factor == 1 and config.select.unit == "image"
+        return has_enough and is_single and config.makes_candidates
 
     def config(self, values: Mapping[str, Value]) -> Config:
         """A trial's run. Candidates are drawn for the largest IPC, unless the row says otherwise."""
