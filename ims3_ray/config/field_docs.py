@@ -108,10 +108,8 @@ def help_text(command: str) -> str | None:
     def wrapped(text: str, first: str, others: str) -> list[str]:
         return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others)
 
-    lines, names = (
-        ["fields, as field=value, with their defaults; a recipe may set other values:"],
-        fields(command),
-    )
+    lines = ["fields, as field=value, with their defaults; a recipe may set other values:"]
+    names = fields(command)
     for group in groups(SETTINGS[command]):
         rows = [row for row in group.rows if row.field in names]
         if rows:

@@ -27,7 +27,7 @@ from ims3_ray.method.seeding import generator
 from ims3_ray.models.device import prepare_device, to_device
 from ims3_ray.models.extractor import RGB, load_classifier, load_timm
 from ims3_ray.models.timm_networks import is_timm
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, read_checked
 
 from .augment import crop_boxes
 from .inference import SCORING_BATCH, forward_fn, numerics_for, predict_batches
@@ -101,7 +101,7 @@ def load_teacher(
     InputError for a teacher with another number of classes.
     """
     if isinstance(source, TrainedTeacher):
-        values = safetensors.torch.load(source.values.read(WEIGHTS))
+        values = safetensors.torch.load(read_checked(source.values, WEIGHTS))
         network = load_probe(source.protocol, len(classes), values, device)
         return _teacher_fn(network, source.protocol, protocol, device)
     if is_timm(source):

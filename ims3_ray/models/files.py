@@ -210,9 +210,7 @@ def check_finite(tensors: Mapping[str, "torch.Tensor"], source: str | Path) -> N
     import torch
 
     sums = {name: float(value.sum(dtype=torch.float32)) for name, value in tensors.items()}
-    if damaged := [
-        name for name, total in sums.items() if not math.isfinite(total)
-    ]:  # one sum per tensor: faster than isfinite
+    if damaged := [name for name, total in sums.items() if not math.isfinite(total)]:
         raise InputError(
             f"{source}: weights are not finite ({first_few(damaged, 3, str)}); fetch it again, or "
             "take an earlier checkpoint"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
@@ -14,7 +13,14 @@ from ims3_ray.errors import InputError
 from ims3_ray.method import difffit
 from ims3_ray.method.ddim import Predict
 from ims3_ray.method.seeding import generator
-from ims3_ray.storage.artifacts import MANIFEST, DamagedError, Directory, open_directory, read_manifest
+from ims3_ray.storage.artifacts import (
+    MANIFEST,
+    DamagedError,
+    Directory,
+    open_directory,
+    read_checked,
+    read_manifest,
+)
 
 from .checkpoints import load_transformer
 from .cuda_graphs import GraphedPredictor
@@ -110,9 +116,7 @@ def cast_frozen(dit: DiT, dtype: torch.dtype) -> None:
 def compile_blocks(dit: DiT) -> None:
     """Compile the blocks in place for one batch size; all blocks share one compilation."""
     functorch.donated_buffer = False  # logging steps run several backward passes through one graph
-    dynamo.recompile_limit = (
-        32  # with fullgraph the ninth graph (shape, dtype, with or without gradient) fails
-    )
+    dynamo.recompile_limit = 32  # of graphs by shape, dtype, gradient; one more fails
     for block in dit.blocks:
         block.compile(dynamic=False, fullgraph=True)
 
@@ -181,12 +185,7 @@ def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
     Raises InputError for a damaged file and for values that are not finite.
     """
     prefix, source = f"{weights}.", (adapter / ADAPTER).uri
-    try:
-        tensors = safetensors.torch.load(adapter.read(ADAPTER))
-    except SafetensorError as error:
-        raise InputError(
-            f"{source}: damaged safetensors file ({error}); copy it or run the stage again"
-        ) from error
+    tensors = safetensors.torch.load(read_checked(adapter, ADAPTER))
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     check_finite(values, source)
     return values

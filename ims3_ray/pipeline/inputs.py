@@ -78,10 +78,8 @@ def image_places(config: Config | Evaluating) -> dict[str, str]:
     """
     data = config.data
     if data.train is None:
-        has_recipe = isinstance(config, Config)
-        reason = f"recipe {config.recipe} brings no images" if has_recipe else "no training images are set"
         raise InputError(
-            f"data.train: {reason}; set the folder that holds one folder of training images per class, "
+            "data.train: is not set; set the folder that holds one folder of training images per class, "
             "such as data.train=/data/my-images/train, or a Hugging Face dataset on disk"
         )
     locations = {"train": data.train}

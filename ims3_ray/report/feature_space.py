@@ -65,10 +65,8 @@ class Map:
 
 def feature_map(data: ReportData, classes: list[int]) -> Map | None:
     """t-SNE of the features of `classes`, at most 1,500 (seeded). None for fewer than four images."""
-    real, candidates = (
-        (data.real_features, data.real_labels),
-        (data.candidate_features, data.candidate_labels),
-    )
+    real = data.real_features, data.real_labels
+    candidates = data.candidate_features, data.candidate_labels
     in_classes, selected = np.isin(candidates[1], classes), data.candidate_selected
     rng, remaining = np.random.default_rng(SEED), MAX_POINTS
     vectors: dict[str, np.ndarray] = {}

@@ -170,11 +170,8 @@ def subgroups(selection: SelectionFile, classes: Sequence[str]) -> Markup:
     svg.style(axes, grid="x", x="cosine distance of the subgroup's centroid to that of the real class")
     for row, name in enumerate(classes):
         of_class = selection["per_class"][name]
-        ids, distances, own = (
-            of_class["subgroups"],
-            of_class["distances_to_real"],
-            of_class["distance_to_real"],
-        )
+        ids, distances = of_class["subgroups"], of_class["distances_to_real"]
+        own = of_class["distance_to_real"]
         ends = [min(*distances, own), max(*distances, own)]
         axes.plot(ends, [row, row], color=GRID, linewidth=3, solid_capstyle="round")
         others = [d for i, d in zip(ids, distances, strict=True) if i != selection["selection"][name]]

@@ -23,7 +23,7 @@ from ims3_ray.storage.artifacts import Directory
 from ims3_ray.storage.lease import exclusive
 
 from .mlflow_db import DATABASE, make_database, tracking_uri, warn_of_network_disk
-from .tags import PARENT, RUN, param_text, provenance_tags
+from .tags import ERROR, PARENT, RUN, param_text, provenance_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,7 +87,7 @@ class Tracker:
         self.is_finished = False
         self._tags: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}  # logged steps by metric
-        self._is_old = False  # created by an earlier driver
+        self._is_old = self._has_failed = False  # created by an earlier driver; with its error
         self._queue: list[Callable[[], object]] = []
         self._retry_at = 0.0
 
@@ -117,7 +117,7 @@ class Tracker:
             texts = {field: param_text(value) for field, value in flatten(params).items()}
             if old := self._client.search_runs([experiment], f"tags.`{RUN}` = '{key}'"):
                 self.run_id, self.is_finished = old[0].info.run_id, old[0].info.status == "FINISHED"
-                self._is_old = True
+                self._is_old, self._has_failed = True, ERROR in old[0].data.tags
                 texts = {field: text for field, text in texts.items() if field not in old[0].data.params}
             else:
                 all_tags = {RUN: key, **({PARENT: parent} if parent else {}), **self._tags}
@@ -128,7 +128,7 @@ class Tracker:
         self._do(find_or_create)
 
     def resume(self) -> None:
-        """Set an earlier driver's run to RUNNING, with the tags of this driver."""
+        """Set an earlier driver's run to RUNNING, with the tags of this driver and without an error."""
 
         def resume() -> None:
             from mlflow.entities import RunTag
@@ -136,6 +136,8 @@ class Tracker:
             if self._is_old:
                 self._client.update_run(self._run, "RUNNING")
                 self._client.log_batch(self._run, tags=[RunTag(*item) for item in self._tags.items()])
+                if self._has_failed:
+                    self._client.delete_tag(self._run, ERROR)
                 self.is_finished = False
 
         self._do(resume)

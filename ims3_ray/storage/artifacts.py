@@ -158,6 +158,17 @@ def read_manifest_file(directory: Directory, name: str = MANIFEST) -> Manifest |
     return manifest
 
 
+def read_checked(directory: Directory, name: str, manifest: Manifest | None = None) -> bytes:
+    """Returns a file's bytes. Raises InputError if the manifest (default: read) has another checksum."""
+    data, manifest = directory.read(name), manifest or read_manifest_file(directory)
+    checksum = manifest.get("checksums", {}).get(name) if manifest else None
+    if checksum and hashlib.sha256(data).hexdigest() != checksum:
+        raise InputError(
+            f"{(directory / name).uri}: is damaged; remove it, and the command that made it makes it again"
+        )
+    return data
+
+
 def changed_files(directory: Directory, sizes: Mapping[str, int]) -> dict[str, str]:
     """Returns the files that are missing or differ from `sizes`, each with the reason."""
     found = directory.files()

@@ -5,7 +5,6 @@ then serves all keys in one request, instead of several requests per part.
 """
 
 import functools
-import hashlib
 import io
 import itertools
 from collections import deque
@@ -21,7 +20,7 @@ from pyarrow import feather
 
 from ims3_ray.errors import InputError
 
-from .artifacts import Directory, read_manifest
+from .artifacts import Directory, read_checked, read_manifest
 from .schemas import Columns, Table, concatenate, from_arrow, from_parquet, to_arrow
 
 INDEX = "index.arrow"
@@ -116,19 +115,12 @@ def places_by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
 
 
 def stored_keys(directory: Directory, keys: Sequence[str]) -> pa.Table | None:
-    """Returns the columns `keys` and FILE of all rows of a complete artefact; None if it has no index.
-
-    Raises InputError if the index differs from its checksum in the manifest: Feather has no checksums.
-    """
+    """Returns the columns `keys` and FILE of all rows of a complete artefact; None if it has no index."""
     manifest = read_manifest(directory)
     if not manifest or INDEX not in manifest["files"]:
         return None
-    data = directory.read(INDEX)
-    if hashlib.sha256(data).hexdigest() != manifest.get("checksums", {}).get(INDEX):
-        raise InputError(
-            f"{(directory / INDEX).uri}: is damaged; remove it, and the command that made it makes it again"
-        )
-    return feather.read_table(pa.BufferReader(data), columns=[*keys, FILE])
+    data = pa.BufferReader(read_checked(directory, INDEX, manifest))
+    return feather.read_table(data, columns=[*keys, FILE])
 
 
 def file_places(stored: pa.Table, files: Sequence[str]) -> np.ndarray:

@@ -49,10 +49,8 @@ def test_a_resumed_run_is_running_until_it_ends_again(start, end):
 
 def test_parameters_that_did_not_reach_the_server_are_written_later(start):
     run_id = start().run_id  # as if the server had gone after it created the run
-    assert (start(params={"ipc": 10}).run_id, start.client.get_run(run_id).data.params) == (
-        run_id,
-        {"ipc": "10"},
-    )
+    assert start(params={"ipc": 10}).run_id == run_id
+    assert start.client.get_run(run_id).data.params == {"ipc": "10"}
 
 
 def test_a_run_has_provenance_tags_and_may_be_in_the_past(start):

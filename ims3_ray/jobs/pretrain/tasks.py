@@ -26,7 +26,7 @@ from ims3_ray.models.classifiers import Classifier
 from ims3_ray.models.device import to_device, to_images
 from ims3_ray.models.dit import DiT, DiTConfig
 from ims3_ray.models.vae import Vae
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, read_checked
 from ims3_ray.storage.disk_cache import CachedRows
 
 from .rows import Views
@@ -90,7 +90,8 @@ class Models:
         return self._trained(self.classifier(0), name)
 
     def _trained(self, model: Model, name: str) -> Model:
-        model.load_state_dict(safetensors.torch.load(self.folders[name].read(VALUES)), strict=False)
+        values = safetensors.torch.load(read_checked(self.folders[name], VALUES))
+        model.load_state_dict(values, strict=False)
         return model.eval().requires_grad_(False)
 
 

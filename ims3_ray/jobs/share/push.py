@@ -191,10 +191,9 @@ def _hub_errors(name: str) -> Generator[None, None, None]:
         yield
     except (HTTPError, OfflineModeIsEnabled) as error:
         is_refused = isinstance(error, HfHubHTTPError)
-        problem = "the hub refused" if is_refused else "the hub is not reachable"
-        remedy = (
-            "check the token's rights and the name" if is_refused else "check the network and HF_ENDPOINT"
-        )
+        problem, remedy = "the hub is not reachable", "check the network and HF_ENDPOINT"
+        if is_refused:
+            problem, remedy = "the hub refused", "check the token's rights and the name"
         raise InputError(
             f"--to {name}: {problem} ({describe_error(error)[:200]}); {remedy}, or "
             "write a folder: --to ./NAME"

@@ -23,7 +23,7 @@ from ims3_ray.progress import bar
 from ims3_ray.stages.base import BACKWARD, Cost, Forward, Stage, classifier_operations, classifier_usage
 from ims3_ray.stages.context import Context
 from ims3_ray.stages.evaluate.classifiers import open_pixels, remove_local_pixels
-from ims3_ray.storage.artifacts import Directory
+from ims3_ray.storage.artifacts import Directory, read_checked
 from ims3_ray.storage.checksums import BLANK, KEY, embed_checksum
 from ims3_ray.storage.integrity import intact_parts
 
@@ -75,7 +75,7 @@ def load_probes(
     loaded = []
     for rules in kinds:
         for number in range(settings.count):
-            values = safetensors.torch.load(probes.read(file_of(rules, number)))
+            values = safetensors.torch.load(read_checked(probes, file_of(rules, number)))
             for point in settings.checkpoint_steps:
                 names = [name for name in values if name.startswith(f"{point}/")]
                 state = {name.removeprefix(f"{point}/"): values[name] for name in names}

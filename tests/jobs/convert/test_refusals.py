@@ -6,7 +6,7 @@ import pytest
 from tiny_generator import edit, small_adapter
 
 from ims3_ray.models.finetuned import ADAPTER, save_adapter
-from ims3_ray.storage.artifacts import open_directory
+from ims3_ray.storage.artifacts import complete, open_directory
 
 
 def bad(tmp_path, folder):
@@ -21,12 +21,14 @@ def bad(tmp_path, folder):
     for name in ("unfinished", "truncated", "lost", "damaged", "diverged"):
         values = small_adapter(tmp_path / name)
     values["ema"]["y_embedder.embedding_table.weight"].fill_(float("nan"))
-    save_adapter(open_directory(str(tmp_path / "diverged")), values["last"], values["ema"])
+    diverged = open_directory(str(tmp_path / "diverged"))
+    save_adapter(diverged, values["last"], values["ema"])
+    complete(diverged, {})
     (tmp_path / "unfinished" / "manifest.json").unlink()
     (tmp_path / "lost" / ADAPTER).unlink()
     data = (tmp_path / "truncated" / ADAPTER).read_bytes()
     (tmp_path / "truncated" / ADAPTER).write_bytes(data[:100])
-    (tmp_path / "damaged" / ADAPTER).write_bytes(b"\xff" * len(data))
+    (tmp_path / "damaged" / ADAPTER).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     (tmp_path / "adapters").mkdir()
     (tmp_path / "adapters" / "manifest.json").write_text("[1]")
     born = ("--checkpoint", folder)

@@ -99,11 +99,17 @@ def test_running_trials_are_killed_with_the_sweep_and_run_again_when_it_resumes(
         driver.write(number, state=records.PLANNED)
         driver.call("on_trial_start", number)
     finish(driver, 0)
+    driver.write(2, state=records.FAILED, error="it broke")
+    driver.call("on_trial_complete", 2)
     driver.callback.stop()
-    assert [driver.run_of(number).info.status for number in (0, 1)] == ["FINISHED", "KILLED"]
+    ended = [driver.run_of(number) for number in range(3)]
+    assert [run.info.status for run in ended] == ["FINISHED", "KILLED", "FAILED"]
+    assert [run.data.tags.get("error") for run in ended] == [None, None, "it broke"]
     again = Driver(tmp_path)
-    again.call("on_trial_start", 1)
-    assert again.run_of(1).info.status == "RUNNING"
+    for number in (1, 2):
+        again.call("on_trial_start", number)
+        run = again.run_of(number)
+        assert (run.info.status, run.data.tags.get("error")) == ("RUNNING", None)
 
 
 def test_printed_lines_tell_complete_trials_from_new_ones(driver, tmp_path):
