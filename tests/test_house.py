@@ -16,7 +16,7 @@ FILES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "ims3_ray").
 
 
 # A commit that raises one of these limits states the reason.
-MAX_PACKAGE_BYTES, MAX_PACKAGE_FILES, MAX_TEST_BYTES = 1_367_800, 216, 897_800
+MAX_PACKAGE_BYTES, MAX_PACKAGE_FILES, MAX_TEST_BYTES = 1_369_800, 217, 898_100
 MAX_COMMANDS, MAX_FIELDS = 12, 150
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 49
 VAGUE_OPENINGS = {"Of", "What", "Who", "Whoever", "That", "Where"}

@@ -12,12 +12,11 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
 from .coverage import inside_balls
-from .s3.image_selection import coverage_changes
+from .s3.image_coverage import CoverageChanges, on_grid
 from .seeding import key_seed
 
 Features = Float[np.ndarray, "n d"]
 Rows = Int[np.ndarray, " count"]
-SWAP_TOLERANCE = 1e-12  # relative to the largest distance; smaller gains are round-off and could cycle
 RESTARTS = 10  # of k-means; the one with the least sum of squares wins
 
 
@@ -90,8 +89,8 @@ def k_medoids(x: Features, count: int) -> Rows:
     """
     _check(x, count)
     closeness = cdist(x.astype(np.float64), x.astype(np.float64))
-    tolerance = SWAP_TOLERANCE * (largest := closeness.max())
-    np.subtract(largest, closeness, out=closeness)  # N² values: several copies may not fit
+    np.subtract(closeness.max(), closeness, out=closeness)  # N² values: several copies may not fit
+    on_grid(closeness)
     rows = np.empty(0, np.int64)
     best = np.zeros(len(x))
     for _ in range(count):
@@ -99,11 +98,11 @@ def k_medoids(x: Features, count: int) -> Rows:
         gains[rows] = -1.0
         rows = np.append(rows, gains.argmax())
         best = np.maximum(best, closeness[rows[-1]])
-    free = np.setdiff1d(np.arange(len(x)), rows)
+    free, coverage = np.setdiff1d(np.arange(len(x)), rows), CoverageChanges(closeness)
     while len(free):
-        changes = coverage_changes(closeness, rows, free)
+        changes = coverage.by_swap(rows, free)
         out, into = np.unravel_index(changes.argmax(), changes.shape)
-        if changes[out, into] <= tolerance:
+        if changes[out, into] <= 0:
             break
         rows[out], free[into] = free[into], rows[out]
     return rows

@@ -19,7 +19,8 @@ from ims3_ray.errors import InputError
 from ims3_ray.method.coverage import find_copies
 from ims3_ray.method.s3 import trws
 from ims3_ray.method.s3.distributed_descent import fetch_pools
-from ims3_ray.method.s3.image_selection import ImageShard, closeness_table
+from ims3_ray.method.s3.image_coverage import closeness_table
+from ims3_ray.method.s3.image_selection import ImageShard
 from ims3_ray.method.s3.objective import real_centroid, subgroup_centroids, unit_rows
 from ims3_ray.method.s3.shard import History, Moves, Shard, split_classes
 from ims3_ray.method.seeding import permutation
@@ -75,7 +76,7 @@ class ClassRange:
             images.append(unit_rows(features, label).astype(np.float32))
             if settings.coverage:
                 unit_real = unit_rows(real, f"real images of class {name!r}").astype(np.float32)
-                covers.append(closeness_table(images[-1], unit_real))
+                covers.append(closeness_table(unit_real, images[-1]))
         shared = np.stack(real_centroids), source.objective, len(source.names)
         self.groups = Shard(ids.start, centroids, *shared)
         if images:

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from selections import unit
 
-from ims3_ray.method.s3 import image_selection
+from ims3_ray.method.s3 import image_coverage, image_selection
 from ims3_ray.method.s3.distributed_descent import select_centroids
-from ims3_ray.method.s3.image_selection import (
-    ImageShard,
-    closeness_table,
-    coverage_changes,
-    covered_share,
-    solve_images,
-)
+from ims3_ray.method.s3.image_coverage import CoverageChanges, closeness_table, covered_share, on_grid
+from ims3_ray.method.s3.image_selection import ImageShard, solve_images
 from ims3_ray.method.s3.objective import Objective, Terms, evaluate
 
 PAPER = Objective(0.4, 0.9)
@@ -30,7 +25,7 @@ def instance(num_classes, num_images, seed=0, noise=0.8, width=12):
 
 
 def covers_of(images, reals):
-    return [closeness_table(f, x) for f, x in zip(images, reals, strict=True)]
+    return [closeness_table(x, f) for f, x in zip(images, reals, strict=True)]
 
 
 def select_images(images, real, objective, size, covers=None, *, start=None):
@@ -44,7 +39,7 @@ def evaluate_images(choice, images, real, objective, covers=None):
     centroids = [(s / np.linalg.norm(s))[None] for s in sums]
     terms = evaluate(np.zeros(len(images), dtype=int), centroids, real, objective)
     covered = sum(
-        v[rows].max(axis=0).mean() for v, rows in zip(covers or [], choice, strict=covers is not None)
+        v[:, rows].max(axis=1).mean() for v, rows in zip(covers or [], choice, strict=covers is not None)
     )
     return Terms(terms.attraction, terms.separation, terms.total - objective.coverage * covered, covered)
 
@@ -72,16 +67,20 @@ def test_no_single_swap_improves_a_selection_of_images(normalization, coverage, 
 
 @pytest.mark.parametrize("chosen", [[1, 4, 5, 8], [3]])
 @pytest.mark.parametrize(("kind", "block"), [("ties", 2**24), ("none equal", 2**24), ("none equal", 50)])
-def test_coverage_changes_match_the_definition_in_one_block_or_several(kind, block, chosen, monkeypatch):
-    monkeypatch.setattr(image_selection, "BLOCK_COVERS", block)
+def test_coverage_changes_match_the_definition_after_each_swap(kind, block, chosen, monkeypatch):
+    monkeypatch.setattr(image_coverage, "BLOCK_COVERS", block)
     rng = np.random.default_rng(0)
-    covers = rng.random((9, 30)) if kind == "none equal" else (rng.random((9, 30)) < 0.2).astype(float)
-    chosen, free = np.array(chosen), np.setdiff1d(np.arange(9), chosen)
-    changes = coverage_changes(covers, chosen, free)
-    for (a, out), (b, into) in itertools.product(enumerate(chosen), enumerate(free)):
-        before = covers[chosen].max(axis=0).mean()
-        after = covers[[into if n == out else n for n in chosen]].max(axis=0).mean()
-        assert changes[a, b] == pytest.approx(after - before, abs=1e-12)
+    covers = on_grid(rng.random((30, 9)) if kind == "none equal" else (rng.random((30, 9)) < 0.2) + 0.0)
+    chosen, coverage = np.array(chosen), CoverageChanges(covers)
+    for _ in range(4):
+        free = np.setdiff1d(np.arange(9), chosen)
+        changes = coverage.by_swap(chosen, free)
+        assert np.array_equal(changes, CoverageChanges(covers).by_swap(chosen, free))  # to the bit
+        for (a, out), (b, into) in itertools.product(enumerate(chosen), enumerate(free)):
+            before = covered_share(covers, chosen)
+            after = covers[:, [into if n == out else n for n in chosen]].max(axis=1).mean()
+            assert changes[a, b] == pytest.approx(after - before, abs=1e-12)
+        chosen[rng.integers(len(chosen))] = rng.choice(free)
 
 
 def test_images_reach_a_lower_objective_than_their_subgroups():
@@ -98,8 +97,8 @@ def test_closeness_falls_with_the_distance_to_the_nearest_chosen_image():
     rng = np.random.default_rng(0)
     images, real = unit(rng.random((6, 4)) - 0.5), unit(rng.random((9, 4)) - 0.5)
     distances = np.linalg.norm(images[:, None] - real[None], axis=2)
-    table = closeness_table(images, real)
-    assert table == pytest.approx(1 - distances / 2)
+    table = closeness_table(real, images)
+    assert table == pytest.approx(1 - distances.T / 2)
     nearest = distances[[1, 4]].min(axis=0)
     assert covered_share(table, np.array([1, 4])) == pytest.approx(1 - nearest.mean() / 2)
 
