@@ -140,7 +140,7 @@ def read_tensors(paths: list[Path]) -> dict[str, "torch.Tensor"]:
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            with _safetensors_errors(path):
+            with safetensors_errors(path):
                 content = load_file(path)
         else:
             content = _state_dict(path, "cpu")
@@ -154,7 +154,7 @@ def read_shapes(paths: list[Path]) -> Shapes:
     shapes: Shapes = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            with _safetensors_errors(path), safe_open(path, framework="pt") as content:
+            with safetensors_errors(path), safe_open(path, framework="pt") as content:
                 shapes.update({name: tuple(content.get_slice(name).get_shape()) for name in content.keys()})  # noqa: SIM118
         else:
             shapes.update(shapes_of(_state_dict(path, "meta")))
@@ -162,7 +162,7 @@ def read_shapes(paths: list[Path]) -> Shapes:
 
 
 @contextlib.contextmanager
-def _safetensors_errors(path: Path) -> Generator[None, None, None]:
+def safetensors_errors(path: str | Path) -> Generator[None, None, None]:
     try:
         yield
     except SafetensorError as error:

@@ -27,7 +27,7 @@ from .cuda_graphs import GraphedPredictor
 from .device import Numerics
 from .diffusers_layout import CLASS_TABLE
 from .dit import DiT, DiTConfig
-from .files import check_finite, check_shapes, shapes_of
+from .files import check_finite, check_shapes, safetensors_errors, shapes_of
 
 ADAPTER = "adapter.safetensors"
 
@@ -185,7 +185,8 @@ def read_adapter(adapter: Directory, weights: str) -> dict[str, Tensor]:
     Raises InputError for a damaged file and for values that are not finite.
     """
     prefix, source = f"{weights}.", (adapter / ADAPTER).uri
-    tensors = safetensors.torch.load(read_checked(adapter, ADAPTER))
+    with safetensors_errors(source):
+        tensors = safetensors.torch.load(read_checked(adapter, ADAPTER))
     values = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     check_finite(values, source)
     return values

@@ -128,7 +128,7 @@ def bad(tmp_path, images):
         ([*one, "evaluate.networks=[convnet6]"], ["convnet6", "16"]),
         ([*one, "evaluate.protocol=soft-32"], ["evaluate.teacher", "soft-32 needs one"]),
         ([*one, "evaluate.neighbours=12"], ["data.train", "evaluate.neighbours=12"]),
-        ([*one, "data.train=null"], ["data.train", "no training images"]),
+        ([*one, "data.train=null"], ["data.train", "is not set"]),
         ([*one, f"data.test={images / 'train'}"], ["data.test", "training folder"]),
         ([*one, "ipc=3"], ["ipc", "unknown field"]),
         ([*one, f"embed.extractor={tmp_path / 'absent'}"], ["absent"]),
